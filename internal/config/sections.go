@@ -1,0 +1,275 @@
+package config
+
+import (
+	"time"
+
+	"teekms/internal/keys"
+)
+
+// Ignored stands for a key that an existing dstack configuration may hold and
+// that means nothing to this KMS. Any value is accepted, a table with any keys
+// included; nothing of it is kept. Config.Ineffective names those that were set.
+type Ignored struct{}
+
+// Config is the whole of kms.toml. The tag kms:"idle" marks a key, or a section,
+// that is checked like every other and has no effect in this version.
+type Config struct {
+	// Default is a section of the peer that configures its web framework.
+	Default WebFramework `toml:"default"`
+	// RPC is the listener of the KMS service.
+	RPC RPC `toml:"rpc"`
+	// Core is everything about keys, Evidence and authorization.
+	Core Core `toml:"core"`
+	// Log says how much is logged and in which form.
+	Log Log `toml:"log"`
+
+	origins origins
+}
+
+// WebFramework are settings of the web framework of an existing dstack KMS.
+// They may stand in every section that describes a listener.
+type WebFramework struct {
+	Workers     Ignored `toml:"workers"`
+	MaxBlocking Ignored `toml:"max_blocking"`
+	Ident       Ignored `toml:"ident"`
+	TempDir     Ignored `toml:"temp_dir"`
+	KeepAlive   Ignored `toml:"keep_alive"`
+	LogLevel    Ignored `toml:"log_level"`
+	Limits      Ignored `toml:"limits"`
+}
+
+// RPC is the listener of the KMS service: TLS 1.3 with rpc.crt of the key
+// directory, whether a [rpc.tls] section is there or not.
+type RPC struct {
+	// Address is an IP address or localhost.
+	Address string `toml:"address"`
+	// Port is a TCP port; 0 lets the kernel choose.
+	Port uint16 `toml:"port"`
+	// InsecurePlaintext serves h2c and HTTP/1.1 without TLS.
+	InsecurePlaintext bool `toml:"insecure_plaintext"`
+	// TLS says what is asked of clients.
+	TLS TLS `toml:"tls"`
+
+	WebFramework
+}
+
+// TLS is [rpc.tls].
+type TLS struct {
+	// Key and Certs name files of the peer; the key directory's rpc.key and
+	// rpc.crt are served whatever they say.
+	Key   string `toml:"key" kms:"idle"`
+	Certs string `toml:"certs" kms:"idle"`
+	// Mutual is about client certificates.
+	Mutual Mutual `toml:"mutual"`
+}
+
+// Mutual is [rpc.tls.mutual].
+type Mutual struct {
+	// CACerts has no effect: clients are known by Evidence, not by a CA.
+	CACerts string `toml:"ca_certs" kms:"idle"`
+	// Mandatory refuses clients that show no certificate.
+	Mandatory bool `toml:"mandatory"`
+}
+
+// Core is [core].
+type Core struct {
+	// CertDir is the key directory.
+	CertDir string `toml:"cert_dir"`
+	// SubjectPostfix is unused by the peer too.
+	SubjectPostfix Ignored `toml:"subject_postfix"`
+	// AdminTokenHash is the SHA-256 of the older peer's admin token, in hex.
+	AdminTokenHash Ignored `toml:"admin_token_hash"`
+	// PCCSURL is where collateral is fetched; Attestation.URLs.PCCS is its
+	// newer name. Use [Core.PCCS].
+	PCCSURL string `toml:"pccs_url"`
+	// SiteName is the name under which this KMS shows itself to administrators.
+	SiteName string `toml:"site_name" kms:"idle"`
+	// EnforceSelfAuthorization asks core.auth_api whether this KMS itself may
+	// hold root keys.
+	EnforceSelfAuthorization bool `toml:"enforce_self_authorization" kms:"idle"`
+	// AttestRPCCert puts Evidence into rpc.crt.
+	AttestRPCCert bool `toml:"attest_rpc_cert" kms:"idle"`
+	// SEVSNPKeyRelease and AWSNitroTPMKeyRelease are about platforms that this
+	// KMS does not release keys to.
+	SEVSNPKeyRelease      Ignored `toml:"sev_snp_key_release"`
+	AWSNitroTPMKeyRelease Ignored `toml:"aws_nitro_tpm_key_release"`
+
+	Limits      Limits      `toml:"limits"`
+	Attestation Attestation `toml:"attestation"`
+	Image       Image       `toml:"image" kms:"idle"`
+	AuthAPI     AuthAPI     `toml:"auth_api"`
+	Onboard     Onboard     `toml:"onboard"`
+	Metrics     Metrics     `toml:"metrics"`
+	Admin       Admin       `toml:"admin" kms:"idle"`
+}
+
+// Limits is [core.limits]: what one listener bears. All are positive.
+type Limits struct {
+	// BodyBytes bounds one request body. The Onboard service takes 64 KiB at
+	// most, whatever is set here.
+	BodyBytes int64 `toml:"body_bytes"`
+	// HeaderBytes bounds the header of one request.
+	HeaderBytes int64 `toml:"header_bytes"`
+	// HeaderTimeout bounds the TLS handshake and the reading of a header.
+	HeaderTimeout time.Duration `toml:"header_timeout"`
+	// ReadTimeout bounds the reading of a whole request.
+	ReadTimeout time.Duration `toml:"read_timeout"`
+	// WriteTimeout bounds a request from its header to the end of its reply.
+	WriteTimeout time.Duration `toml:"write_timeout"`
+	// IdleTimeout ends a connection that carries no request.
+	IdleTimeout time.Duration `toml:"idle_timeout"`
+	// DrainTimeout is how long calls in flight may finish on SIGTERM.
+	DrainTimeout time.Duration `toml:"drain_timeout"`
+	// Connections bounds open connections, Concurrency requests in work,
+	// Streams those of one HTTP/2 connection.
+	Connections int64 `toml:"connections"`
+	Concurrency int64 `toml:"concurrency"`
+	Streams     int64 `toml:"streams"`
+}
+
+// The values of core.attestation.provider.
+const (
+	ProviderAuto       = "auto"
+	ProviderGuestAgent = "guest-agent"
+	ProviderConfigfs   = "configfs"
+	ProviderSimulator  = "simulator"
+)
+
+// Attestation is [core.attestation]: who makes Evidence here, and what Evidence
+// of others is checked against.
+type Attestation struct {
+	// Provider is one of the Provider constants.
+	Provider string `toml:"provider"`
+	// AgentAddress is the guest agent's, unix:/path or http://host:port; empty
+	// is the usual sockets. DSTACK_AGENT_ADDRESS sets it too.
+	AgentAddress string `toml:"agent_address"`
+	// Timeout bounds one quote, and one fetch of collateral.
+	Timeout time.Duration `toml:"timeout"`
+	// InsecureAllowExternalTrustAnchors lets RootCA name roots other than the
+	// vendors'.
+	InsecureAllowExternalTrustAnchors bool `toml:"insecure_allow_external_trust_anchors"`
+
+	URLs      AttestationURLs `toml:"urls"`
+	RootCA    RootCA          `toml:"root_ca"`
+	Simulator Simulator       `toml:"simulator"`
+}
+
+// AttestationURLs is [core.attestation.urls].
+type AttestationURLs struct {
+	// PCCS is where TDX collateral is fetched; empty is Intel's own service,
+	// or the simulator's directory.
+	PCCS string `toml:"pccs"`
+	// AMDKDS serves a platform that this KMS does not appraise.
+	AMDKDS Ignored `toml:"amd_kds"`
+}
+
+// RootCA is [core.attestation.root_ca]: files of trust anchors, PEM or DER.
+type RootCA struct {
+	// TDX replaces Intel's SGX root.
+	TDX string `toml:"tdx"`
+	// The others are of platforms that this KMS does not appraise.
+	GCPTPM          string `toml:"gcp_tpm" kms:"idle"`
+	AWSNitroEnclave string `toml:"aws_nitro_enclave" kms:"idle"`
+	AWSNitroTPM     string `toml:"aws_nitro_tpm" kms:"idle"`
+	SEVSNPMilan     string `toml:"sev_snp_milan" kms:"idle"`
+	SEVSNPGenoa     string `toml:"sev_snp_genoa" kms:"idle"`
+	SEVSNPTurin     string `toml:"sev_snp_turin" kms:"idle"`
+}
+
+// Simulator is [core.attestation.simulator], a trust domain in software.
+type Simulator struct {
+	// Dir holds its PKI and its collateral; made when missing.
+	Dir string `toml:"dir"`
+	// MRTD and RTMR0 to RTMR2 are its measurements, 96 hex digits each; empty
+	// is the simulator's own. RTMR3 follows from its event log.
+	MRTD  string `toml:"mrtd"`
+	RTMR0 string `toml:"rtmr0"`
+	RTMR1 string `toml:"rtmr1"`
+	RTMR2 string `toml:"rtmr2"`
+}
+
+// Image is [core.image]: verification of OS images.
+type Image struct {
+	Verify          bool          `toml:"verify"`
+	CacheDir        string        `toml:"cache_dir"`
+	DownloadURL     string        `toml:"download_url"`
+	DownloadTimeout time.Duration `toml:"download_timeout"`
+}
+
+// The values of core.auth_api.type.
+const (
+	AuthDev      = "dev"
+	AuthWebhook  = "webhook"
+	AuthRegistry = "registry"
+	AuthEthereum = "ethereum"
+)
+
+// AuthAPI is [core.auth_api]: who decides which workload may have keys.
+type AuthAPI struct {
+	// Type is one of the Auth constants.
+	Type string `toml:"type"`
+	// Webhook is for type webhook, Dev for type dev.
+	Webhook AuthWebhookSection `toml:"webhook" kms:"idle"`
+	Dev     AuthDevSection     `toml:"dev"`
+}
+
+// AuthWebhookSection is [core.auth_api.webhook].
+type AuthWebhookSection struct {
+	URL string `toml:"url"`
+}
+
+// AuthDevSection is [core.auth_api.dev].
+type AuthDevSection struct {
+	GatewayAppID string `toml:"gateway_app_id"`
+}
+
+// Onboard is [core.onboard]: how an empty key directory gets its keys.
+type Onboard struct {
+	// Enabled says that it may; without it an empty directory is an error.
+	Enabled bool `toml:"enabled"`
+	// AutoBootstrapDomain bootstraps for this domain at start, without asking.
+	AutoBootstrapDomain string `toml:"auto_bootstrap_domain"`
+	// QuoteEnabled proves with a quote where the keys were made.
+	QuoteEnabled bool `toml:"quote_enabled"`
+	// Address and Port are the listener of the Onboard service and its page.
+	Address string `toml:"address"`
+	Port    uint16 `toml:"port"`
+	// SetupToken is asked of callers; empty is off, [SetupTokenAuto] is made
+	// at start and printed once. SetupTokenFile is a file that holds it.
+	SetupToken     keys.Secret `toml:"setup_token"`
+	SetupTokenFile string      `toml:"setup_token_file"`
+
+	WebFramework
+}
+
+// SetupTokenAuto is the value of core.onboard.setup_token that asks for a token
+// made at start.
+const SetupTokenAuto = "auto"
+
+// Metrics is [core.metrics].
+type Metrics struct {
+	// Enabled serves Prometheus metrics at /metrics.
+	Enabled bool `toml:"enabled"`
+}
+
+// Admin is [core.admin]: the listener of the Admin service.
+type Admin struct {
+	Enabled       bool        `toml:"enabled"`
+	Address       string      `toml:"address"`
+	Port          uint16      `toml:"port"`
+	AuthToken     keys.Secret `toml:"auth_token"`
+	AuthTokenFile string      `toml:"auth_token_file"`
+	HtpasswdFile  string      `toml:"htpasswd_file"`
+	// InsecureNoAuth serves the Admin service to everyone who reaches it.
+	InsecureNoAuth bool `toml:"insecure_no_auth"`
+
+	WebFramework
+}
+
+// Log is [log].
+type Log struct {
+	// Level is debug, info, warn or error.
+	Level string `toml:"level"`
+	// Format is console or json.
+	Format string `toml:"format"`
+}

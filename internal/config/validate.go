@@ -1,0 +1,181 @@
+package config
+
+import (
+	"bytes"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"teekms/internal/keys"
+)
+
+// Validate checks the values and how they fit together. An [*Error] lists all
+// problems. [Load] has done this.
+func (c *Config) Validate() error {
+	if problems := c.problems(); len(problems) > 0 {
+		return &Error{Problems: problems}
+	}
+	return nil
+}
+
+// checker collects problems, each with the place and the path of its key.
+type checker struct {
+	origins  origins
+	problems []string
+}
+
+func (ch *checker) check(ok bool, path, format string, args ...any) {
+	if !ok {
+		ch.problems = append(ch.problems, ch.origins.place(path)+": "+fmt.Sprintf(format, args...))
+	}
+}
+
+func (c *Config) problems() []string {
+	ch := &checker{origins: c.origins}
+	ch.address("rpc.address", c.RPC.Address)
+	ch.check(c.Core.CertDir != "", "core.cert_dir", "a directory is required")
+	ch.url("core.pccs_url", c.Core.PCCSURL)
+	ch.limits(c.Core.Limits)
+	ch.attestation(c.Core.Attestation)
+	both := c.Core.PCCSURL != "" && c.Core.Attestation.URLs.PCCS != ""
+	ch.check(!both || c.Core.PCCSURL == c.Core.Attestation.URLs.PCCS, "core.pccs_url",
+		"differs from core.attestation.urls.pccs, which means the same; set one of the two")
+	ch.image(c.Core.Image)
+	ch.authAPI(c.Core.AuthAPI)
+	ch.onboard(c.Core.Onboard)
+	ch.admin(c.Core.Admin)
+	ch.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	ch.oneOf("log.format", c.Log.Format, "console", "json")
+	return ch.problems
+}
+
+func (ch *checker) limits(l Limits) {
+	const mib = 1 << 20
+	for _, n := range []struct {
+		path     string
+		value    int64
+		min, max int64
+	}{
+		{"core.limits.body_bytes", l.BodyBytes, 1 << 10, 64 * mib},
+		{"core.limits.header_bytes", l.HeaderBytes, 1 << 10, mib},
+		{"core.limits.connections", l.Connections, 1, 1 << 20},
+		{"core.limits.concurrency", l.Concurrency, 1, 1 << 20},
+		{"core.limits.streams", l.Streams, 1, 1 << 16},
+	} {
+		ch.check(n.min <= n.value && n.value <= n.max, n.path, "must be from %d to %d", n.min, n.max)
+	}
+	for _, d := range []struct {
+		path  string
+		value time.Duration
+	}{
+		{"core.limits.header_timeout", l.HeaderTimeout},
+		{"core.limits.read_timeout", l.ReadTimeout},
+		{"core.limits.write_timeout", l.WriteTimeout},
+		{"core.limits.idle_timeout", l.IdleTimeout},
+		{"core.limits.drain_timeout", l.DrainTimeout},
+	} {
+		ch.duration(d.path, d.value)
+	}
+}
+
+func (ch *checker) attestation(a Attestation) {
+	ch.oneOf("core.attestation.provider", a.Provider, ProviderAuto, ProviderGuestAgent, ProviderConfigfs, ProviderSimulator)
+	if a.AgentAddress != "" {
+		path, isUnix := strings.CutPrefix(a.AgentAddress, "unix:")
+		ch.check(isUnix && path != "" || isHTTPURL(a.AgentAddress), "core.attestation.agent_address",
+			"must be unix:/path or http://host:port")
+	}
+	ch.duration("core.attestation.timeout", a.Timeout)
+	ch.url("core.attestation.urls.pccs", a.URLs.PCCS)
+	for _, root := range []struct{ path, value string }{
+		{"core.attestation.root_ca.tdx", a.RootCA.TDX},
+		{"core.attestation.root_ca.gcp_tpm", a.RootCA.GCPTPM},
+		{"core.attestation.root_ca.aws_nitro_enclave", a.RootCA.AWSNitroEnclave},
+		{"core.attestation.root_ca.aws_nitro_tpm", a.RootCA.AWSNitroTPM},
+		{"core.attestation.root_ca.sev_snp_milan", a.RootCA.SEVSNPMilan},
+		{"core.attestation.root_ca.sev_snp_genoa", a.RootCA.SEVSNPGenoa},
+		{"core.attestation.root_ca.sev_snp_turin", a.RootCA.SEVSNPTurin},
+	} {
+		ch.check(root.value == "" || a.InsecureAllowExternalTrustAnchors, root.path,
+			"needs core.attestation.insecure_allow_external_trust_anchors = true")
+	}
+	ch.check(a.Provider != ProviderSimulator || a.Simulator.Dir != "", "core.attestation.simulator.dir",
+		`a directory is required when core.attestation.provider is "simulator"`)
+	for _, m := range []struct{ path, value string }{
+		{"core.attestation.simulator.mrtd", a.Simulator.MRTD},
+		{"core.attestation.simulator.rtmr0", a.Simulator.RTMR0},
+		{"core.attestation.simulator.rtmr1", a.Simulator.RTMR1},
+		{"core.attestation.simulator.rtmr2", a.Simulator.RTMR2},
+	} {
+		b, err := hex.DecodeString(m.value)
+		ch.check(err == nil && (len(b) == 48 || len(b) == 0), m.path, "must be 96 hex digits")
+	}
+}
+
+func (ch *checker) image(i Image) {
+	ch.check(!i.Verify || i.CacheDir != "", "core.image.cache_dir", "a directory is required when core.image.verify is true")
+	ch.url("core.image.download_url", i.DownloadURL)
+	ch.duration("core.image.download_timeout", i.DownloadTimeout)
+}
+
+func (ch *checker) authAPI(a AuthAPI) {
+	ch.oneOf("core.auth_api.type", a.Type, AuthDev, AuthWebhook, AuthRegistry, AuthEthereum)
+	ch.check(a.Type != AuthWebhook || a.Webhook.URL != "", "core.auth_api.webhook.url",
+		`required when core.auth_api.type is "webhook"`)
+	ch.url("core.auth_api.webhook.url", a.Webhook.URL)
+}
+
+func (ch *checker) onboard(o Onboard) {
+	ch.address("core.onboard.address", o.Address)
+	if o.AutoBootstrapDomain != "" {
+		if err := keys.ValidateDomain(o.AutoBootstrapDomain); err != nil {
+			ch.check(false, "core.onboard.auto_bootstrap_domain", "%s", strings.TrimPrefix(err.Error(), "domain: "))
+		}
+	}
+	ch.token("core.onboard.setup_token", o.SetupToken)
+}
+
+func (ch *checker) admin(a Admin) {
+	ch.address("core.admin.address", a.Address)
+	ch.token("core.admin.auth_token", a.AuthToken)
+	credentials := a.AuthToken.Len() > 0 || a.HtpasswdFile != ""
+	ch.check(!a.Enabled || credentials || a.InsecureNoAuth, "core.admin.auth_token",
+		"required when core.admin.enabled is true (or auth_token_file, htpasswd_file)")
+	ch.check(!credentials || !a.InsecureNoAuth, "core.admin.insecure_no_auth",
+		"contradicts the credentials that are set beside it")
+}
+
+// token checks what can travel as "Authorization: Bearer TOKEN".
+func (ch *checker) token(path string, s keys.Secret) {
+	odd := bytes.ContainsFunc(s.Bytes(), func(r rune) bool { return r <= ' ' || r > '~' })
+	ch.check(!odd, path, "must be printable ASCII without spaces")
+}
+
+func (ch *checker) oneOf(path, value string, allowed ...string) {
+	ch.check(slices.Contains(allowed, value), path, "must be one of %s", strings.Join(allowed, ", "))
+}
+
+func (ch *checker) duration(path string, d time.Duration) {
+	ch.check(d > 0 && d <= 24*time.Hour, path, "must be more than 0s and at most 24h")
+}
+
+func (ch *checker) address(path, address string) {
+	_, err := netip.ParseAddr(address)
+	ch.check(err == nil || address == "localhost", path, "must be an IP address or localhost")
+}
+
+// url takes an empty value for "not set"; it never quotes the value, which may
+// hold a password.
+func (ch *checker) url(path, value string) {
+	ch.check(value == "" || isHTTPURL(value), path, "must be an absolute http or https URL")
+}
+
+func isHTTPURL(value string) bool {
+	// {OS_IMAGE_HASH} is replaced before use and is no part of a host.
+	u, err := url.Parse(strings.ReplaceAll(value, "{OS_IMAGE_HASH}", "0"))
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != ""
+}
