@@ -1,0 +1,86 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"connectrpc.com/connect"
+	"go.uber.org/zap"
+)
+
+// gate runs when the headers of a call are known and before its message is
+// read, so that nothing is parsed for a caller without a token.
+func (c *Chain) gate(ctx context.Context, spec connect.Spec, peer connect.Peer, header http.Header) (context.Context, error) {
+	call := c.callOf(ctx)
+	call.procedure = spec.Procedure
+	call.reads = spec.IdempotencyLevel == connect.IdempotencyNoSideEffects
+	guard, listed := c.access[spec.Procedure]
+	if !listed {
+		return nil, c.public(call, ErrNotListed)
+	}
+	if err := guard.Check(header, peer.Addr); err != nil {
+		return nil, c.public(call, err)
+	}
+	return ctx, nil
+}
+
+// intercept gives a call its deadline, recovers from a panic of the service and
+// makes its error public.
+func (c *Chain) intercept(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		call := c.callOf(ctx)
+		ctx, cancel := context.WithTimeout(ctx, c.timeout)
+		defer cancel()
+		res, err := c.recovered(ctx, req, next)
+		if err != nil {
+			return nil, c.public(call, err)
+		}
+		call.code, call.coded = 0, true
+		return res, nil
+	}
+}
+
+// recovered calls next and turns a panic into an error that no rule maps. The
+// stack goes to the log, here, because it is gone later.
+func (c *Chain) recovered(ctx context.Context, req connect.AnyRequest, next connect.UnaryFunc) (res connect.AnyResponse, err error) {
+	defer func() {
+		v := recover()
+		if v == nil {
+			return
+		}
+		if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares the value itself
+			panic(v)
+		}
+		c.log.Error("panic in service", zap.String("request_id", RequestID(ctx)),
+			zap.String("procedure", req.Spec().Procedure), zap.Any("panic", v), zap.StackSkip("stack", 1))
+		res, err = nil, fmt.Errorf("recovering from a panic: %v", v)
+	}()
+	return next(ctx, req)
+}
+
+// public looks err up in the table, records the code in the call and logs the
+// cause. It is the only place where an error for a client is made.
+func (c *Chain) public(call *call, err error) *connect.Error {
+	code, text, mapped := c.errors.Lookup(err)
+	if !mapped {
+		code, text = connect.CodeInternal, internalText(call.id)
+		c.log.Error("call failed", zap.String("request_id", call.id), zap.String("procedure", call.procedure), zap.Error(err))
+	} else {
+		c.log.Info("call refused", zap.String("request_id", call.id), zap.String("procedure", call.procedure),
+			zap.String("code", code.String()), zap.Error(err))
+	}
+	call.code, call.coded = code, true
+	out := connect.NewError(code, publicText(text))
+	if code == connect.CodeUnauthenticated {
+		out.Meta().Set("WWW-Authenticate", "Bearer")
+	}
+	return out
+}
+
+// publicText is an error that is nothing but its text.
+type publicText string
+
+func (t publicText) Error() string { return string(t) }
+
+func internalText(id string) string { return "internal error (id " + id + ")" }

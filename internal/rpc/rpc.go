@@ -1,0 +1,128 @@
+// Package rpc is what every call of every service passes through: the access
+// table, the bearer tokens, the deadline, the request id, the access log, the
+// metrics, and the one place where an error becomes a code and a public text.
+//
+// Make a [Chain] per listener with [New], give [Chain.Options] to the Connect
+// handlers and put [Chain.Wrap] around everything the listener serves.
+package rpc
+
+import (
+	"errors"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+)
+
+// Defaults of [Config].
+const (
+	// DefaultReadMaxBytes bounds a request message, in bytes.
+	DefaultReadMaxBytes = 1 << 20
+	// DefaultTimeout bounds one call.
+	DefaultTimeout = 60 * time.Second
+)
+
+// Access is the access table: which bearer token a procedure asks for. The key
+// is the Connect procedure ("/kms.v1.KMS/GetMeta"), a nil *Bearer means that
+// the procedure is open. A procedure that is not listed is refused.
+type Access map[string]*Bearer
+
+// Config of a [Chain].
+type Config struct {
+	// Log gets the access log and the causes of errors. Required.
+	Log *zap.Logger
+	// Access lists the procedures that are served. Required.
+	Access Access
+	// Errors maps the errors of the services. Rules of this package for
+	// canceled calls, expired deadlines, bad fields and tokens come after it.
+	Errors Table
+	// Registry receives the metrics; nil means none are kept.
+	Registry prometheus.Registerer
+	// ReadMaxBytes bounds a request message; 0 means DefaultReadMaxBytes.
+	ReadMaxBytes int
+	// Timeout bounds one call; 0 means DefaultTimeout.
+	Timeout time.Duration
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Chain is made by [New]. Its methods may be called from several goroutines.
+type Chain struct {
+	log     *zap.Logger
+	access  Access
+	errors  Table
+	metrics *metrics
+	max     int
+	timeout time.Duration
+	now     func() time.Time
+	ids     *idSource
+}
+
+// New returns a chain, or an error when the configuration misses a required
+// field or the metrics are already registered.
+func New(c Config) (*Chain, error) {
+	if c.Log == nil {
+		return nil, errors.New("making the call chain: Log is required")
+	}
+	if len(c.Access) == 0 {
+		return nil, errors.New("making the call chain: Access is required")
+	}
+	m, err := newMetrics(c.Registry, c.Access)
+	if err != nil {
+		return nil, err
+	}
+	ch := &Chain{
+		log: c.Log, access: c.Access, metrics: m,
+		errors: append(append(Table{}, c.Errors...), baseRules()...),
+		max:    c.ReadMaxBytes, timeout: c.Timeout, now: c.Now, ids: newIDSource(),
+	}
+	if ch.max <= 0 {
+		ch.max = DefaultReadMaxBytes
+	}
+	if ch.timeout <= 0 {
+		ch.timeout = DefaultTimeout
+	}
+	if ch.now == nil {
+		ch.now = time.Now //nolint:forbidigo // the default of an injected clock
+	}
+	return ch, nil
+}
+
+// ReadMaxBytes is the bound on a request message that is in force, in bytes.
+func (c *Chain) ReadMaxBytes() int { return c.max }
+
+// Options returns what the Connect handlers of a listener are made with. enc
+// remembers the encodings of messages that do not change; nil is allowed.
+//
+// Compression is off in both directions: replies hold secrets beside bytes that
+// a caller chose, and a compressed request is a bomb waiting to be unpacked.
+func (c *Chain) Options(enc *Encodings) []connect.HandlerOption {
+	return []connect.HandlerOption{
+		connect.WithCompression("gzip", nil, nil),
+		connect.WithReadMaxBytes(c.max),
+		connect.WithCodec(enc.Codec(protoCodec{})),
+		connect.WithCodec(enc.Codec(jsonCodec{name: "json"})),
+		connect.WithCodec(enc.Codec(jsonCodec{name: "json; charset=utf-8"})),
+		connect.WithRequestGate(c.gate),
+		connect.WithInterceptors(connect.UnaryInterceptorFunc(c.intercept)),
+	}
+}
+
+// Wrap puts the request id, the access log, the metrics, the bound on bodies
+// and the last recovery from panics around next.
+func (c *Chain) Wrap(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		call := &call{ResponseWriter: w, id: c.ids.next(), start: c.now()}
+		defer c.finish(call, r)
+		w.Header()[requestIDHeader] = []string{call.id}
+		r = r.WithContext(withCall(r.Context(), call))
+		if r.Body != nil && r.Body != http.NoBody {
+			// Connect reads what is too large to its end, to keep the
+			// connection; this is where that ends.
+			r.Body = http.MaxBytesReader(w, r.Body, 2*int64(c.max))
+		}
+		next.ServeHTTP(call, r)
+	})
+}
