@@ -109,6 +109,7 @@ const (
 	LinkQEReport   = "QE report"
 	LinkSignature  = "quote signature"
 	LinkDebug      = "debug bit"
+	LinkServiceTD  = "service TD"
 	LinkCollateral = "collateral"
 	LinkRevocation = "revocation"
 	LinkTCB        = "TCB status"

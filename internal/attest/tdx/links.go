@@ -1,0 +1,398 @@
+package tdx
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"teekms/internal/attest"
+	"teekms/internal/attest/eventlog"
+)
+
+// Step is one link of the chain as a verification found it.
+type Step struct {
+	// Link names the part, one of the attest.Link constants.
+	Link string
+	// Checked is false for a link that rests on one that failed, or that was
+	// not asked for.
+	Checked bool
+	// Err says why a checked link does not hold, nil if it does.
+	Err error
+	// Detail says what was found, in one line; for a link not checked, why.
+	Detail string
+}
+
+// Trace is a verification told link by link.
+type Trace struct {
+	// Steps are all links, in the order in which they are checked.
+	Steps []Step
+	// Claims are what the Evidence proves, nil unless every link holds.
+	Claims *attest.Claims
+}
+
+// Err is what Verify would have returned: the first link that does not hold.
+func (t *Trace) Err() error {
+	for _, s := range t.Steps {
+		if s.Checked && s.Err != nil {
+			return &attest.VerifyError{Link: s.Link, Err: s.Err}
+		}
+	}
+	return nil
+}
+
+// Trace verifies e by the same code as Verify, but goes on after a link that
+// fails, with those that do not rest on it, and says of each what it found.
+func (v *Verifier) Trace(ctx context.Context, e *attest.Evidence) *Trace {
+	return v.begin(ctx, e, false).all()
+}
+
+// TraceOffline is to VerifyOffline what Trace is to Verify.
+func (v *Verifier) TraceOffline(ctx context.Context, e *attest.Evidence) *Trace {
+	return v.begin(ctx, e, true).all()
+}
+
+// verification is one run over the links.
+type verification struct {
+	v       *Verifier
+	ctx     context.Context //nolint:containedctx // lives as long as the call it belongs to
+	ev      *attest.Evidence
+	now     time.Time
+	offline bool
+
+	quote *Quote
+	// enclave is set once its chain holds; known says that chain and QE report
+	// were verified earlier from the same bytes.
+	enclave *enclave
+	known   bool
+	endorse *endorsements
+	verdict verdict
+}
+
+func (v *Verifier) begin(ctx context.Context, e *attest.Evidence, offline bool) *verification {
+	return &verification{v: v, ctx: ctx, ev: e, now: v.now(), offline: offline}
+}
+
+// linkSet is a set of links by their place in the order.
+type linkSet uint16
+
+const (
+	linkFormat linkSet = 1 << iota
+	linkChain
+	linkQEReport
+	linkSignature
+	linkDebug
+	linkServiceTD
+	linkCollateral
+	linkRevocation
+	linkTCB
+	linkEventLog
+	linkCount = iota
+)
+
+// link is how one part of the chain is checked.
+type link struct {
+	name string
+	// self is the link's own bit, needs are the links it rests on.
+	self, needs linkSet
+	check       func(*verification) error
+	describe    func(*verification) string
+}
+
+// links are all parts in the order in which they are checked: what needs no
+// network before what does, so that forged Evidence causes no fetch.
+func links() [linkCount]link {
+	return [linkCount]link{
+		{attest.LinkFormat, linkFormat, 0, (*verification).format, (*verification).describeFormat},
+		{attest.LinkChain, linkChain, linkFormat, (*verification).chain, (*verification).describeChain},
+		{attest.LinkQEReport, linkQEReport, linkFormat | linkChain, (*verification).qeReport, (*verification).describeQEReport},
+		{attest.LinkSignature, linkSignature, linkFormat, (*verification).signature, (*verification).describeSignature},
+		{attest.LinkDebug, linkDebug, linkFormat, (*verification).debug, (*verification).describeDebug},
+		{attest.LinkServiceTD, linkServiceTD, linkFormat, (*verification).serviceTD, (*verification).describeServiceTD},
+		{attest.LinkCollateral, linkCollateral, linkFormat | linkChain, (*verification).collateral, (*verification).describeCollateral},
+		{attest.LinkRevocation, linkRevocation, linkChain | linkCollateral, (*verification).revocation, (*verification).describeRevocation},
+		{attest.LinkTCB, linkTCB, linkChain | linkCollateral, (*verification).tcb, (*verification).describeTCB},
+		{attest.LinkEventLog, linkEventLog, linkFormat, (*verification).eventLog, (*verification).describeEventLog},
+	}
+}
+
+// needsCollateral are the links that an offline verification leaves out.
+const needsCollateral = linkCollateral | linkRevocation | linkTCB
+
+// first checks the links up to the first that does not hold.
+func (r *verification) first() (*attest.Claims, error) {
+	for _, l := range links() {
+		if r.offline && l.self&needsCollateral != 0 {
+			continue
+		}
+		if err := l.check(r); err != nil {
+			return nil, &attest.VerifyError{Link: l.name, Err: err}
+		}
+	}
+	return r.succeed(), nil
+}
+
+// all checks every link that rests on none that failed.
+func (r *verification) all() *Trace {
+	t := &Trace{Steps: make([]Step, 0, linkCount)}
+	var held, failed linkSet
+	for _, l := range links() {
+		s := Step{Link: l.name}
+		switch {
+		case r.offline && l.self&needsCollateral != 0:
+			s.Detail = "not asked for"
+		case l.needs&^held != 0:
+			s.Detail = "not checked: it rests on " + strings.Join(l.needs.without(held).names(), ", ")
+		default:
+			s.Checked = true
+			if s.Err = l.check(r); s.Err != nil {
+				failed |= l.self
+				break
+			}
+			held |= l.self
+			s.Detail = l.describe(r)
+		}
+		t.Steps = append(t.Steps, s)
+	}
+	if failed == 0 {
+		t.Claims = r.succeed()
+	}
+	return t
+}
+
+func (s linkSet) without(o linkSet) linkSet { return s &^ o }
+
+func (s linkSet) names() []string {
+	var names []string
+	for _, l := range links() {
+		if s&l.self != 0 {
+			names = append(names, l.name)
+		}
+	}
+	return names
+}
+
+// succeed is called once every link holds. Only now is the enclave remembered.
+func (r *verification) succeed() *attest.Claims {
+	if !r.known && len(r.quote.tail) <= maxEnclaveBytes {
+		r.v.enclaves.store(string(r.quote.tail), r.enclave)
+	}
+	q, ext := r.quote, r.enclave.pck.ext
+	c := &attest.Claims{
+		TEE:  "tdx",
+		MRTD: q.MRTD(), RTMR: q.RTMRs(),
+		MRConfigID: q.MRConfigID(), MROwner: q.MROwner(), MROwnerConfig: q.MROwnerConfig(),
+		MRSeam:     q.MRSeam(),
+		ReportData: q.ReportData(),
+		FMSPC:      bytes.Clone(ext.FMSPC[:]),
+		PPID:       bytes.Clone(ext.PPID[:]),
+		TrustRoot:  r.v.root,
+	}
+	if !r.offline {
+		c.TCB = r.verdict.status()
+		c.PlatformTCB, c.ModuleTCB, c.QETCB = r.verdict.platform.Status, r.verdict.module.Status, r.verdict.qe.Status
+		c.Advisories = r.verdict.advisories()
+	}
+	return c
+}
+
+func (r *verification) format() (err error) {
+	r.quote, err = ParseQuote(r.ev.Quote)
+	return err
+}
+
+func (r *verification) describeFormat() string {
+	return fmt.Sprintf("version %d, %d bytes", r.quote.Version(), len(r.quote.Raw))
+}
+
+func (r *verification) chain() error {
+	if known, ok := r.v.knownEnclave(r.quote.tail); ok && known.pck.validAt(r.now) {
+		r.enclave, r.known = known, true
+		return nil
+	}
+	pck, err := verifyPCKChain(r.quote.chain, r.v.anchor, r.now)
+	if err != nil {
+		return err
+	}
+	r.enclave = &enclave{pck: pck}
+	return nil
+}
+
+// knownEnclave looks the bytes up without making a string of them.
+func (v *Verifier) knownEnclave(tail []byte) (*enclave, bool) {
+	v.enclaves.mu.RLock()
+	defer v.enclaves.mu.RUnlock()
+	e, ok := v.enclaves.m[string(tail)]
+	return e, ok
+}
+
+func (c *pckChain) validAt(t time.Time) bool {
+	return !t.Before(c.notBefore) && !t.After(c.notAfter)
+}
+
+func (r *verification) describeChain() string {
+	pck := r.enclave.pck
+	return fmt.Sprintf("to root %s, by the %s CA, valid until %s, FMSPC %x",
+		hex.EncodeToString(r.v.root[:8]), pck.ca, pck.notAfter.UTC().Format(time.DateOnly), pck.ext.FMSPC)
+}
+
+// qeReport checks that the PCK vouches for the quoting enclave, and that it
+// for the attestation key.
+func (r *verification) qeReport() error {
+	if r.known {
+		return nil
+	}
+	pckKey, err := ecdsaKey(r.enclave.pck.leaf)
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256(r.quote.qeReport)
+	if !verifyRaw(pckKey, digest[:], r.quote.qeSignature) {
+		return errors.New("signature by the PCK does not verify")
+	}
+	h := sha256.New()
+	h.Write(r.quote.attestationKey)
+	h.Write(r.quote.authData)
+	var want, got [64]byte
+	h.Sum(want[:0])
+	got = r.quote.qeReport.ReportData()
+	if subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		return errors.New("report data do not bind the attestation key")
+	}
+	if r.quote.qeReport.Debug() {
+		return errors.New("the quoting enclave is a debug enclave")
+	}
+	return nil
+}
+
+func (r *verification) describeQEReport() string {
+	return fmt.Sprintf("signed by the PCK, binds the attestation key, SVN %d", r.quote.qeReport.ISVSVN())
+}
+
+// signature parses the attestation key itself where the chain did not hold,
+// so that a Trace can tell one failure from another.
+func (r *verification) signature() (err error) {
+	var key *ecdsa.PublicKey
+	if r.known {
+		key = r.enclave.key
+	} else if key, err = parsePublicKey(r.quote.attestationKey); err != nil {
+		return fmt.Errorf("attestation key: %w", err)
+	}
+	if r.enclave != nil && !r.known {
+		r.enclave.key = key
+	}
+	digest := sha256.Sum256(r.quote.signed)
+	if !verifyRaw(key, digest[:], r.quote.signature) {
+		return errors.New("does not verify under the attestation key")
+	}
+	return nil
+}
+
+func (r *verification) describeSignature() string {
+	return fmt.Sprintf("by the attestation key, over %d bytes", len(r.quote.signed))
+}
+
+func (r *verification) debug() error {
+	if a := r.quote.TDAttributes(); a&0xff != 0 {
+		return fmt.Errorf("TD_ATTRIBUTES %#016x: bits 0 to 7 open the TD to its host, bit 0 is debug", a)
+	}
+	return nil
+}
+
+func (r *verification) describeDebug() string {
+	return fmt.Sprintf("off (TD_ATTRIBUTES %#016x)", r.quote.TDAttributes())
+}
+
+func (r *verification) serviceTD() error {
+	if m := r.quote.MRServiceTD(); m != (attest.Measurement{}) {
+		return fmt.Errorf("MRSERVICETD is %x: another TD may act on this one", m[:])
+	}
+	return nil
+}
+
+func (r *verification) describeServiceTD() string {
+	if r.quote.BodyType() == BodyTDX15 {
+		return "none (MRSERVICETD is zero)"
+	}
+	return "this quote has no field for one"
+}
+
+func (r *verification) collateral() (err error) {
+	pck := r.enclave.pck
+	r.endorse, err = r.v.endorsements(r.ctx, platformKey{pck.ext.FMSPC, pck.ca}, r.now)
+	return err
+}
+
+func (r *verification) describeCollateral() string {
+	return fmt.Sprintf("TCB info and QE identity (evaluations %d and %d) and both CRLs verify, valid until %s",
+		r.endorse.tcb.EvaluationDataNumber, r.endorse.qe.EvaluationDataNumber, r.endorse.notAfter.UTC().Format(time.RFC3339))
+}
+
+func (r *verification) revocation() error {
+	e, pck := r.endorse, r.enclave.pck
+	if e.revoked != nil {
+		return e.revoked
+	}
+	// A list speaks only of certificates of the key that signed it.
+	if !bytes.Equal(pck.issuer.RawSubjectPublicKeyInfo, e.crlIssuerKey) {
+		return errors.New("the PCK CRL is not of the authority that issued the PCK")
+	}
+	if e.revokedByRoot[serialKey(pck.issuer.SerialNumber)] {
+		return fmt.Errorf("%q, serial %x, is revoked", pck.issuer.Subject.CommonName, pck.issuer.SerialNumber)
+	}
+	if e.revokedPCK[serialKey(pck.leaf.SerialNumber)] {
+		return fmt.Errorf("%q, serial %x, is revoked", pck.leaf.Subject.CommonName, pck.leaf.SerialNumber)
+	}
+	return nil
+}
+
+func (r *verification) describeRevocation() string {
+	return fmt.Sprintf("PCK, its authority and the TCB signer are not among the %d revoked", len(r.endorse.revokedPCK)+len(r.endorse.revokedByRoot))
+}
+
+func (r *verification) tcb() (err error) {
+	r.verdict, err = r.endorse.judge(r.quote, r.enclave.pck.ext)
+	return err
+}
+
+func (r *verification) describeTCB() string {
+	v := r.verdict
+	s := fmt.Sprintf("%s (platform %s, TDX module %s, quoting enclave %s)", v.status(), v.platform.Status, v.module.Status, v.qe.Status)
+	if a := v.advisories(); a != nil {
+		s += ", " + strings.Join(a, " ")
+	}
+	return s
+}
+
+func (r *verification) eventLog() error {
+	if r.ev.EventLog == nil {
+		return nil
+	}
+	log, err := eventlog.Parse(r.ev.EventLog)
+	if err != nil {
+		return err
+	}
+	replayed, err := log.Replay()
+	if err != nil {
+		return err
+	}
+	for i, quoted := range r.quote.RTMRs() {
+		if replayed[i] != quoted {
+			return fmt.Errorf("RTMR%d replays to %x, the quote has %x", i, replayed[i], quoted)
+		}
+	}
+	return nil
+}
+
+func (r *verification) describeEventLog() string {
+	if r.ev.EventLog == nil {
+		return "none came with the quote"
+	}
+	return "replays to RTMR0, RTMR1, RTMR2 and RTMR3"
+}
