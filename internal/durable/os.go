@@ -1,0 +1,138 @@
+package durable
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockPoll is how often a held lock is tried again.
+const lockPoll = 10 * time.Millisecond
+
+// OS is the file system of the operating system.
+type OS struct{}
+
+var _ FS = OS{}
+
+// Create makes a file that must not exist and opens it for writing.
+func (OS) Create(name string, perm fs.FileMode) (File, error) {
+	return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+}
+
+// ReadFile reads a regular file of at most limit bytes, following links.
+func (OS) ReadFile(name string, limit int64) ([]byte, error) {
+	// Not blocking: a named pipe in the place of a file must not hang us.
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("more than %d bytes", limit)}
+	}
+	return data, nil
+}
+
+// ReadDir lists a directory, links as links, sorted by name.
+func (OS) ReadDir(name string) ([]fs.DirEntry, error) { return os.ReadDir(name) }
+
+// Stat follows links.
+func (OS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
+
+// Mkdir makes one directory, which must not exist.
+func (OS) Mkdir(name string, perm fs.FileMode) error { return os.Mkdir(name, perm) }
+
+// Chmod sets the permission bits.
+func (OS) Chmod(name string, perm fs.FileMode) error { return os.Chmod(name, perm) }
+
+// Rename puts a file in the place of what has the new name.
+func (OS) Rename(oldName, newName string) error { return os.Rename(oldName, newName) }
+
+// RenameNew is Rename, but fails with fs.ErrExist where something has the new
+// name. On file systems that cannot do both at once (NFS) it looks first.
+func (o OS) RenameNew(oldName, newName string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, oldName, unix.AT_FDCWD, newName, unix.RENAME_NOREPLACE)
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS):
+		return &os.LinkError{Op: "rename", Old: oldName, New: newName, Err: err}
+	}
+	if _, err := os.Lstat(newName); err == nil {
+		return &os.LinkError{Op: "rename", Old: oldName, New: newName, Err: fs.ErrExist}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return o.Rename(oldName, newName)
+}
+
+// Remove removes a file or an empty directory.
+func (OS) Remove(name string) error { return os.Remove(name) }
+
+// SyncDir makes the entries of a directory durable.
+func (OS) SyncDir(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		// The first error is the one that tells what happened.
+		_ = f.Close()
+		return err
+	}
+	return f.Close()
+}
+
+// Lock takes flock(2) on the directory itself, so that no lock file is left in
+// it, trying every 10 ms until ctx is done.
+func (OS) Lock(ctx context.Context, name string) (unlock func(), err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(ctx, f); err != nil {
+		// The lock's error is the one that tells what happened.
+		_ = f.Close()
+		return nil, err
+	}
+	// Closing the only descriptor ends the lock and cannot fail to.
+	return func() { _ = f.Close() }, nil
+}
+
+func flock(ctx context.Context, f *os.File) error {
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR):
+			continue
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return &fs.PathError{Op: "flock", Path: f.Name(), Err: err}
+		}
+		select {
+		case <-ctx.Done():
+			return &fs.PathError{Op: "flock", Path: f.Name(), Err: fmt.Errorf("held by another process: %w", ctx.Err())}
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,53 @@
+package keystore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"syscall"
+)
+
+// ErrAlreadyBootstrapped says that the directory has root keys. Its text is
+// what an operator is shown.
+//
+//nolint:staticcheck,revive // the text is part of the interface, capital included
+var ErrAlreadyBootstrapped = errors.New("Bootstrap already completed")
+
+// errForeignRoots says that the directory on disk is no longer the one that was
+// opened.
+var errForeignRoots = errors.New("holds other keys than when it was opened")
+
+// PermissionError says that the operating system denied access to a file of the
+// key directory. Path is the file's final path, wherever in making it the
+// denial came.
+type PermissionError struct {
+	// Path is the file's path in the key directory, or the directory's own.
+	Path string
+	// Err is what the operating system said.
+	Err error
+}
+
+// Error returns "Permission denied: PATH".
+func (e *PermissionError) Error() string { return "Permission denied: " + e.Path }
+
+// Unwrap returns what the operating system said.
+func (e *PermissionError) Unwrap() error { return e.Err }
+
+// pathError names the final path of a file in place of whatever path the
+// failing call had.
+func pathError(activity, path string, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return &PermissionError{Path: path, Err: err}
+	}
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return fmt.Errorf("%s %s: %w", activity, path, errno)
+	}
+	return fmt.Errorf("%s %s: %w", activity, path, err)
+}
+
+func (s *Store) writeError(name string, err error) error {
+	return pathError("writing", s.path(name), err)
+}
+
+func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }

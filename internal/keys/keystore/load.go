@@ -1,0 +1,343 @@
+package keystore
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"teekms/internal/keys"
+)
+
+// renewCABefore is how long before its end a CA certificate is made again.
+const renewCABefore = 365 * 24 * time.Hour
+
+// reload brings the store in line with the directory, whose lock the caller
+// holds. Where strict is false, the remains of a write that never was committed
+// may stay in a directory that cannot be written.
+func (s *Store) reload(strict bool) error {
+	rolled, err := s.recoverStage()
+	if err != nil && (strict || !s.ignorable()) {
+		return err
+	}
+	if err != nil {
+		s.log.Warn("the remains of an interrupted write stay", zap.String("dir", s.dir), zap.Error(err))
+	}
+	raw, err := s.readAll()
+	if err != nil {
+		return err
+	}
+	if len(raw) == 0 {
+		return nil
+	}
+	c, err := s.loadContents(raw)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.contents = c
+	s.rolledForward = s.rolledForward || rolled
+	return nil
+}
+
+// ignorable reports whether the stage can be read and has no valid marker: then
+// it means nothing.
+func (s *Store) ignorable() bool {
+	text, err := s.fs.ReadFile(s.staged(markerFile), maxMarker)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	_, marked := parseMarker(text)
+	return err == nil && !marked
+}
+
+// readAll reads those of our files that are there, and rpc-domain.
+func (s *Store) readAll() (fileSet, error) {
+	entries, err := s.fs.ReadDir(s.dir)
+	if err != nil {
+		return nil, pathError("reading", s.dir, err)
+	}
+	raw := fileSet{}
+	var foreign []string
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case isOurs(name):
+			// A link that leads nowhere is an error here, not a missing file.
+			if raw[name], err = s.fs.ReadFile(s.path(name), limitOf(name)); err != nil {
+				return nil, pathError("reading", s.path(name), err)
+			}
+		case name != stageDir:
+			foreign = append(foreign, name)
+		}
+	}
+	if len(foreign) > 0 {
+		s.log.Info("other entries in the key directory are left alone", zap.String("dir", s.dir), zap.Strings("entries", foreign))
+	}
+	if len(raw) > 0 && slices.Contains(foreign, domainFile) {
+		if raw[domainFile], err = s.fs.ReadFile(s.path(domainFile), maxDomainFile); err != nil {
+			return nil, pathError("reading", s.path(domainFile), err)
+		}
+	}
+	return raw, nil
+}
+
+// loadContents parses the files, makes again what is missing or damaged and
+// writes that in one commit.
+func (s *Store) loadContents(raw fileSet) (*contents, error) {
+	l := &loader{s: s, raw: raw, now: s.now(), renew: true}
+	if err := l.load(); err != nil {
+		return nil, err
+	}
+	s.closeModes(raw)
+	if len(l.made) == 0 {
+		return &l.c, nil
+	}
+	err := s.repair(l)
+	if err == nil {
+		return &l.c, nil
+	}
+	if l.damaged {
+		return nil, err
+	}
+	s.log.Warn("a CA certificate that is about to expire stays", zap.Error(err))
+	l = &loader{s: s, raw: raw, now: l.now}
+	return &l.c, l.load()
+}
+
+func (s *Store) repair(l *loader) error {
+	all, err := l.c.files()
+	if err != nil {
+		return err
+	}
+	files := fileSet{}
+	for _, name := range l.made {
+		files[name] = all[name]
+	}
+	if err := s.stage(files); err != nil {
+		// Nothing is in place yet; a marker that may be there stays valid.
+		if s.ignorable() {
+			s.tidy()
+		}
+		return err
+	}
+	if _, err := s.publish(files.names()); err != nil {
+		return err
+	}
+	s.tidy()
+	s.log.Warn("made files of the key directory again", zap.String("dir", s.dir), zap.Strings("files", files.names()))
+	return nil
+}
+
+// closeModes takes other users' access to key files away.
+func (s *Store) closeModes(raw fileSet) {
+	for _, name := range raw.names() {
+		if modeOf(name) != secretMode {
+			continue
+		}
+		info, err := s.fs.Stat(s.path(name))
+		if err == nil && info.Mode()&othersMask == 0 {
+			continue
+		}
+		if err == nil {
+			err = s.fs.Chmod(s.path(name), secretMode)
+		}
+		if err != nil {
+			s.log.Warn("a key file is open to other users and stays so", zap.String("file", s.path(name)), zap.Error(err))
+			continue
+		}
+		s.log.Warn("a key file was open to other users", zap.String("file", s.path(name)), zap.String("mode", info.Mode().String()))
+	}
+}
+
+// loader turns files into contents.
+type loader struct {
+	s     *Store
+	raw   fileSet
+	now   time.Time
+	renew bool // make CA certificates again that are about to expire
+
+	c       contents
+	made    []string // what was made again, to be written
+	damaged bool     // some of it was missing or damaged, not only old
+}
+
+func (l *loader) load() error {
+	steps := []func() error{l.loadRoots, l.loadInfo, l.loadRootCA, l.loadTempCA, l.loadRPC}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *loader) loadRoots() error {
+	var missing []string
+	for _, name := range []string{rootCAKey, rootK256} {
+		if _, ok := l.raw[name]; !ok {
+			missing = append(missing, l.s.path(name))
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("key directory is incomplete: %s missing while %s is there; root keys are never made again: restore from a backup, or empty the directory if it never was in use",
+			strings.Join(missing, " and "), strings.Join(l.raw.names(), ", "))
+	}
+	roots, err := keys.ParseRoots(l.raw[rootCAKey], l.raw[rootK256])
+	if err != nil {
+		return fmt.Errorf("key directory %s: %w: restore the file from a backup", l.s.dir, err)
+	}
+	l.c.roots = roots
+	return nil
+}
+
+func (l *loader) loadInfo() error {
+	path := l.s.path(infoFile)
+	text, ok := l.raw[infoFile]
+	if !ok {
+		l.s.log.Warn("no record of the bootstrap", zap.String("file", path))
+		return nil
+	}
+	info, err := parseInfo(text)
+	if err != nil {
+		l.s.log.Error("the record of the bootstrap cannot be read and is not shown", zap.String("file", path), zap.Error(err))
+		return nil
+	}
+	if !info.matches(l.c.roots) {
+		return fmt.Errorf("%s is about other keys than %s and %s: one of the three is not from this directory; restore it from a backup",
+			path, rootCAKey, rootK256)
+	}
+	l.c.info = info
+	return nil
+}
+
+func (l *loader) loadRootCA() error {
+	cert, err := keys.ParseCertificate(l.raw[rootCACert])
+	if err == nil {
+		public, err := x509.MarshalPKIXPublicKey(cert.PublicKey)
+		if err != nil || !bytes.Equal(public, l.c.roots.CAPublic()) {
+			return fmt.Errorf("%s is the certificate of another key than %s: one of the two is not from this directory; restore it from a backup, or remove %s to have it made again",
+				l.s.path(rootCACert), rootCAKey, rootCACert)
+		}
+		l.c.rootCA, l.c.rootCAPEM = cert, l.raw[rootCACert]
+	}
+	if l.keepCA(cert, err) {
+		return nil
+	}
+	l.made = append(l.made, rootCACert)
+	return l.c.makeRootCA(l.now)
+}
+
+func (l *loader) loadTempCA() error {
+	key, err := keys.ParseKey(l.raw[tempCAKey])
+	if err != nil {
+		l.tell(tempCAKey, err)
+		l.made = append(l.made, tempCAKey, tempCACert)
+		return l.c.makeTempCA(l.now)
+	}
+	l.c.tempCAKey = key
+	cert, err := keys.ParseCertificate(l.raw[tempCACert])
+	if err == nil && !key.PublicKey.Equal(cert.PublicKey) {
+		err = errors.New("is not the certificate of " + tempCAKey)
+	}
+	if err == nil {
+		l.c.tempCA, l.c.tempCAPEM = cert, l.raw[tempCACert]
+	}
+	if l.keepCA(cert, err) {
+		return nil
+	}
+	l.made = append(l.made, tempCACert)
+	return l.c.makeTempCA(l.now)
+}
+
+// keepCA reports whether a CA certificate serves on. Key usage and path length
+// are not asked for: older KMSs wrote none.
+func (l *loader) keepCA(cert *x509.Certificate, err error) bool {
+	name := rootCACert
+	if l.c.tempCAKey != nil {
+		name = tempCACert
+	}
+	if err == nil && (!cert.IsCA || cert.CheckSignatureFrom(cert) != nil) {
+		err = errors.New("is not a self-signed CA certificate")
+	}
+	if err != nil {
+		l.tell(name, err)
+		return false
+	}
+	return !l.renew || l.now.Before(cert.NotAfter.Add(-renewCABefore))
+}
+
+func (l *loader) loadRPC() error {
+	cert, certErr := keys.ParseCertificate(l.raw[rpcCert])
+	if err := l.findDomain(cert); err != nil {
+		return err
+	}
+	key, err := keys.ParseKey(l.raw[rpcKey])
+	if err != nil {
+		l.tell(rpcKey, err)
+		l.made = append(l.made, rpcKey, rpcCert)
+		return l.c.makeRPC(l.now)
+	}
+	l.c.rpcKey = key
+	switch {
+	case certErr != nil:
+	case !key.PublicKey.Equal(cert.PublicKey):
+		certErr = errors.New("is not the certificate of " + rpcKey)
+	case !bytes.Equal(cert.RawIssuer, l.c.rootCA.RawSubject) || cert.CheckSignatureFrom(l.c.rootCA) != nil:
+		certErr = errors.New("is not issued by " + rootCACert)
+	}
+	if certErr == nil {
+		l.c.rpc = cert
+		return nil
+	}
+	l.tell(rpcCert, certErr)
+	l.made = append(l.made, rpcCert)
+	return l.c.makeRPC(l.now)
+}
+
+// findDomain takes the configured domain, else rpc-domain, else the name in the
+// RPC certificate (nil if it cannot be read).
+func (l *loader) findDomain(cert *x509.Certificate) error {
+	const key = "core.onboard.auto_bootstrap_domain"
+	source, domain := key, l.s.domain
+	if domain == "" {
+		source, domain = l.s.path(domainFile), strings.TrimSpace(string(l.raw[domainFile]))
+	}
+	if domain == "" {
+		source, domain = l.s.path(rpcCert), certificateName(cert)
+	}
+	if domain == "" {
+		return fmt.Errorf("%s has no name that could be read: set %s to the domain of this KMS", l.s.path(rpcCert), key)
+	}
+	if err := keys.ValidateDomain(domain); err != nil {
+		return fmt.Errorf("%s: %w; set %s to the domain of this KMS", source, err, key)
+	}
+	l.c.domain = domain
+	return nil
+}
+
+func certificateName(cert *x509.Certificate) string {
+	switch {
+	case cert == nil:
+		return ""
+	case len(cert.DNSNames) > 0:
+		return cert.DNSNames[0]
+	case len(cert.IPAddresses) > 0:
+		return cert.IPAddresses[0].String()
+	}
+	return cert.Subject.CommonName
+}
+
+func (l *loader) tell(name string, err error) {
+	l.damaged = true
+	if _, ok := l.raw[name]; !ok {
+		err = fs.ErrNotExist
+	}
+	l.s.log.Warn("a file of the key directory has to be made again", zap.String("file", l.s.path(name)), zap.Error(err))
+}

@@ -1,0 +1,109 @@
+package keystore
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"teekms/internal/durable"
+	"teekms/internal/keys"
+)
+
+var errEmpty = errors.New("key directory is empty")
+
+// RenewRPC issues a new RPC certificate for the same key, with the extensions
+// added, and writes it durably. Where it cannot be written it is renewed in
+// memory only, which is logged. The error is non-nil, and the old certificate
+// stays, only if none could be issued, ctx ended, or the directory has other
+// keys by now.
+func (s *Store) RenewRPC(ctx context.Context, extensions ...pkix.Extension) (tls.Certificate, error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	old := s.get()
+	if old == nil {
+		return tls.Certificate{}, errEmpty
+	}
+	renewed := *old
+	cert, err := old.issueRPC(s.now(), extensions...)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	renewed.rpc = cert
+	err = s.replaceRPC(ctx, &renewed)
+	switch {
+	case errors.Is(err, errForeignRoots), ctx.Err() != nil:
+		return tls.Certificate{}, err
+	case err != nil:
+		s.log.Warn("the RPC certificate is renewed in memory only", zap.Error(err))
+	}
+	s.set(&renewed)
+	return renewed.tlsCertificate(), nil
+}
+
+// RenewAt returns the time at which the current RPC certificate is due for
+// renewal: when two thirds of its life are over.
+func (s *Store) RenewAt() time.Time {
+	c := s.get()
+	if c == nil {
+		return time.Time{}
+	}
+	return c.rpc.NotBefore.Add(c.rpc.NotAfter.Sub(c.rpc.NotBefore) * 2 / 3)
+}
+
+func (s *Store) replaceRPC(ctx context.Context, c *contents) error {
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := s.recoverStage(); err != nil {
+		return err
+	}
+	files, err := c.files()
+	if err != nil {
+		return err
+	}
+	// Another process may have emptied and filled the directory meanwhile.
+	for _, name := range []string{rootCAKey, rpcKey} {
+		onDisk, err := s.fs.ReadFile(s.path(name), limitOf(name))
+		if err != nil {
+			return pathError("reading", s.path(name), err)
+		}
+		if !keys.NewSecret(bytes.TrimSpace(onDisk)).Equal(keys.NewSecret(bytes.TrimSpace(files[name]))) {
+			return fmt.Errorf("key directory %s: %w", s.dir, errForeignRoots)
+		}
+	}
+	if err := s.fs.Mkdir(filepath.Join(s.dir, stageDir), stageMode); err != nil {
+		return s.writeError(rpcCert, err)
+	}
+	// One file needs no marker: the rename decides.
+	err = durable.Replace(s.fs, s.staged(rpcCert), s.path(rpcCert), files[rpcCert], modeOf(rpcCert))
+	s.tidy()
+	if err != nil {
+		return s.writeError(rpcCert, err)
+	}
+	return nil
+}
+
+func (c *contents) issueRPC(now time.Time, extensions ...pkix.Extension) (*x509.Certificate, error) {
+	der, err := keys.IssueRPC(keys.RPCRequest{
+		Roots:      c.roots,
+		CA:         c.rootCA,
+		Public:     &c.rpcKey.PublicKey,
+		Domain:     c.domain,
+		Extensions: extensions,
+		Now:        now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}

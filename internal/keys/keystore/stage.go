@@ -1,0 +1,266 @@
+package keystore
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"teekms/internal/durable"
+)
+
+// The marker of a stage, one file a line in publishing order, then the digest of
+// all lines before it, so that a torn marker is none:
+//
+//	teekms stage 1
+//	sha256-hex name
+//	...
+//	end sha256-hex
+const (
+	markerHead = "teekms stage 1"
+	markerEnd  = "end "
+	maxMarker  = 4 << 10
+)
+
+// fileSet maps the names of files to their contents.
+type fileSet map[string][]byte
+
+// names returns the names in publishing order.
+func (f fileSet) names() []string {
+	return slices.DeleteFunc(publishOrder(), func(n string) bool { _, ok := f[n]; return !ok })
+}
+
+type markerLine struct {
+	name   string
+	digest [sha256.Size]byte
+}
+
+func (s *Store) staged(name string) string { return filepath.Join(s.dir, stageDir, name) }
+
+// stage writes the files and then the marker into the stage, each step durable
+// before the next. When it returns nil the files are committed: opening the
+// directory brings them in place. The failed file's name comes with the error.
+func (s *Store) stage(files fileSet) error {
+	names := files.names()
+	// The root CA key goes first, so that a directory that cannot be written is
+	// reported with its path.
+	slices.Reverse(names)
+	if err := s.fs.Mkdir(filepath.Join(s.dir, stageDir), stageMode); err != nil {
+		return s.writeError(names[0], err)
+	}
+	for _, name := range names {
+		if err := durable.WriteNew(s.fs, s.staged(name), files[name], modeOf(name)); err != nil {
+			return s.writeError(name, err)
+		}
+	}
+	if err := s.syncStage(); err != nil {
+		return s.writeError(names[0], err)
+	}
+	// The stage's own entry must not be lost when files have left it.
+	if err := s.fs.SyncDir(s.dir); err != nil {
+		return s.writeError(names[0], err)
+	}
+	if err := durable.WriteNew(s.fs, s.staged(markerFile), marshalMarker(files), secretMode); err != nil {
+		return s.writeError(names[0], err)
+	}
+	if err := s.syncStage(); err != nil {
+		return s.writeError(names[0], err)
+	}
+	return nil
+}
+
+// publish renames the staged files to their places. It may be repeated. It
+// returns the names it renamed, on an error too.
+func (s *Store) publish(names []string) (moved []string, err error) {
+	for _, name := range names {
+		rename := s.fs.Rename
+		if isRootKey(name) {
+			rename = s.fs.RenameNew
+		}
+		if err := rename(s.staged(name), s.path(name)); err != nil {
+			return moved, s.writeError(name, err)
+		}
+		moved = append(moved, name)
+	}
+	if err := s.fs.SyncDir(s.dir); err != nil {
+		return moved, s.writeError(rootCAKey, err)
+	}
+	return moved, nil
+}
+
+// discard removes the stage, the marker first: what is removed after it is
+// garbage also after a crash. A stage that is not there is no error.
+func (s *Store) discard() error {
+	stage := filepath.Join(s.dir, stageDir)
+	entries, err := s.fs.ReadDir(stage)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return pathError("reading", stage, err)
+	}
+	if err := s.fs.Remove(s.staged(markerFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return pathError("removing", s.staged(markerFile), err)
+	}
+	if err := s.syncStage(); err != nil {
+		return pathError("syncing", stage, err)
+	}
+	for _, e := range entries {
+		if err := s.fs.Remove(s.staged(e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return pathError("removing", s.staged(e.Name()), err)
+		}
+	}
+	if err := s.fs.Remove(stage); err != nil {
+		return pathError("removing", stage, err)
+	}
+	return s.fs.SyncDir(s.dir)
+}
+
+// rollback undoes a failed commit of a whole bundle: published files go back
+// into the stage while its marker still stands, then the stage goes. A crash on
+// the way finds either a whole stage or none.
+func (s *Store) rollback(moved []string) error {
+	for _, name := range slices.Backward(moved) {
+		if err := s.fs.Rename(s.path(name), s.staged(name)); err != nil {
+			return err
+		}
+	}
+	if len(moved) > 0 {
+		if err := s.syncStage(); err != nil {
+			return err
+		}
+		if err := s.fs.SyncDir(s.dir); err != nil {
+			return err
+		}
+	}
+	return s.discard()
+}
+
+// recoverStage brings an interrupted write to its end: a marked stage forward, one
+// without a valid marker back. It reports whether root keys came forward.
+func (s *Store) recoverStage() (rolledForward bool, err error) {
+	text, err := s.fs.ReadFile(s.staged(markerFile), maxMarker)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, pathError("reading", s.staged(markerFile), err)
+	}
+	lines, ok := parseMarker(text)
+	if !ok {
+		return false, s.discard()
+	}
+	var names []string
+	for _, l := range lines {
+		staged, err := s.checkStaged(l)
+		if err != nil {
+			return false, err
+		}
+		if staged {
+			names = append(names, l.name)
+		}
+	}
+	if _, err := s.publish(names); err != nil {
+		return false, err
+	}
+	fresh := slices.ContainsFunc(lines, func(l markerLine) bool { return isRootKey(l.name) })
+	s.log.Info("completed an interrupted write of the key directory",
+		zap.String("dir", s.dir), zap.Strings("files", names), zap.Bool("root_keys", fresh))
+	s.tidy()
+	return fresh, nil
+}
+
+// checkStaged reports whether the file still is in the stage and to be moved. A
+// file that is neither there nor in its place, or is not what the marker says,
+// stops everything: nothing is guessed about root keys.
+func (s *Store) checkStaged(l markerLine) (bool, error) {
+	stagedSum, err := s.digest(s.staged(l.name))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		sum, err := s.digest(s.path(l.name))
+		if err != nil {
+			return false, pathError("recovering", s.path(l.name), err)
+		}
+		if isRootKey(l.name) && sum != l.digest {
+			return false, fmt.Errorf("recovering %s: not the key that was committed; restore it from a backup", s.path(l.name))
+		}
+		return false, nil
+	case err != nil:
+		return false, pathError("reading", s.staged(l.name), err)
+	case stagedSum != l.digest:
+		return false, fmt.Errorf("recovering %s: damaged after it was written; restore the directory from a backup, or empty it if it never was in use", s.staged(l.name))
+	}
+	if !isRootKey(l.name) {
+		return true, nil
+	}
+	// A crash may leave both names of a renamed file.
+	sum, err := s.digest(s.path(l.name))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true, nil
+	case err != nil:
+		return false, pathError("reading", s.path(l.name), err)
+	case sum != l.digest:
+		return false, fmt.Errorf("recovering %s: another key is in its place already", s.path(l.name))
+	}
+	return false, nil
+}
+
+func (s *Store) digest(path string) ([sha256.Size]byte, error) {
+	data, err := s.fs.ReadFile(path, maxInfo)
+	if err != nil {
+		return [sha256.Size]byte{}, err
+	}
+	return sha256.Sum256(data), nil
+}
+
+// tidy removes the stage of a commit that is durable already. What it cannot
+// remove, the next opening does.
+func (s *Store) tidy() {
+	if err := s.discard(); err != nil {
+		s.log.Warn("the stage of a completed write stays until the next start", zap.String("dir", s.dir), zap.Error(err))
+	}
+}
+
+func (s *Store) syncStage() error { return s.fs.SyncDir(filepath.Join(s.dir, stageDir)) }
+
+func marshalMarker(files fileSet) []byte {
+	var b bytes.Buffer
+	fmt.Fprintln(&b, markerHead)
+	for _, name := range files.names() {
+		fmt.Fprintf(&b, "%x %s\n", sha256.Sum256(files[name]), name)
+	}
+	fmt.Fprintf(&b, "%s%x\n", markerEnd, sha256.Sum256(b.Bytes()))
+	return b.Bytes()
+}
+
+// parseMarker reports false for everything that marshalMarker does not write.
+func parseMarker(text []byte) ([]markerLine, bool) {
+	body, end, ok := strings.Cut(string(text), "\n"+markerEnd)
+	if !ok {
+		return nil, false
+	}
+	body += "\n"
+	if end != fmt.Sprintf("%x\n", sha256.Sum256([]byte(body))) {
+		return nil, false
+	}
+	rows := strings.Split(strings.TrimSuffix(body, "\n"), "\n")
+	if rows[0] != markerHead || len(rows) < 2 {
+		return nil, false
+	}
+	lines := make([]markerLine, 0, len(rows)-1)
+	for _, row := range rows[1:] {
+		digest, name, _ := strings.Cut(row, " ")
+		l := markerLine{name: name}
+		n, err := hex.Decode(l.digest[:], []byte(digest[:min(len(digest), hex.EncodedLen(sha256.Size))]))
+		if err != nil || n != sha256.Size || len(digest) != hex.EncodedLen(n) || !isOurs(name) {
+			return nil, false
+		}
+		lines = append(lines, l)
+	}
+	return lines, true
+}
