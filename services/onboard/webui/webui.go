@@ -121,12 +121,13 @@ func contentType(name string) string {
 //
 // Referrer-Policy must not be no-referrer: browsers then send "Origin: null"
 // with the page's own POSTs, which the service takes for a foreign origin.
+// Cross-Origin-Opener-Policy is left out: browsers ignore it on plain HTTP, with
+// an error in the console, and nothing here opens or listens to a window.
 func setHeaders(h http.Header) {
 	h.Set("Content-Security-Policy", ContentSecurityPolicy)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Frame-Options", "DENY")
 	h.Set("Referrer-Policy", "same-origin")
-	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	// Asked for again each time, answered 304: an upgraded program must not
 	// meet the scripts of its predecessor.

@@ -77,7 +77,6 @@ func checkHeaders(t *testing.T, resp *http.Response, more map[string]string) {
 		"X-Content-Type-Options":       "nosniff",
 		"X-Frame-Options":              "DENY",
 		"Referrer-Policy":              "same-origin",
-		"Cross-Origin-Opener-Policy":   "same-origin",
 		"Cross-Origin-Resource-Policy": "same-origin",
 	}
 	for name, value := range more {
