@@ -94,16 +94,14 @@ func (t *TD) collateral() (*tdx.Collateral, error) {
 		at = t.now().Truncate(reissueAfter)
 	}
 	if t.issued != nil && at.Equal(t.issuedAt) {
-		c := *t.issued
-		return &c, nil
+		return t.issued, nil
 	}
 	issued, err := t.issue(t.set, at.UTC())
 	if err != nil {
 		return nil, fmt.Errorf("issuing collateral: %w", err)
 	}
 	t.issued, t.issuedAt = issued, at
-	c := *issued
-	return &c, nil
+	return issued, nil
 }
 
 func (t *TD) issue(e Endorsements, at time.Time) (*tdx.Collateral, error) {

@@ -54,12 +54,12 @@ type Shape struct {
 }
 
 func (s Shape) check() error {
-	switch {
-	case s.Version == 0 || s.Version == 4:
+	switch s.Version {
+	case 0, 4:
 		if s.BodyType != 0 {
 			return errors.New("a version 4 quote has no body type")
 		}
-	case s.Version == 5:
+	case 5:
 		if s.BodyType != 0 && s.BodyType != BodyTDX10 && s.BodyType != BodyTDX15 {
 			return fmt.Errorf("quote body type is %d, want 2 or 3", s.BodyType)
 		}

@@ -2,6 +2,7 @@ package simtd
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
@@ -13,13 +14,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
+	"time"
+
+	"teekms/internal/durable"
 )
 
 // The directory:
 //
 //	root-ca.pem             the trust root, 0644
-//	collateral/             what a PCS would answer, 0644 (see files.go)
+//	collateral/             what a PCS would answer, 0644
 //	td/                     0700, renamed into place when it is complete
 //	  NAME.key  NAME.pem    keys (PKCS#8) and certificates of the PKI, 0600
 //	  measurements.json     what the trust domain claims to be, 0600
@@ -38,8 +41,8 @@ type state struct {
 
 // loadOrMake opens td/ or makes it, and sees to the files that follow from it.
 func loadOrMake(cfg Config) (*state, error) {
-	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
-		return nil, err //nolint:wrapcheck // the caller names the directory
+	if _, err := durable.MkdirAll(durable.OS{}, cfg.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("making directory: %w", err)
 	}
 	if _, err := os.Lstat(filepath.Join(cfg.Dir, stateDir)); errors.Is(err, fs.ErrNotExist) {
 		if err := locked(cfg.Dir, func() error { return makeState(cfg) }); err != nil {
@@ -56,22 +59,37 @@ func loadOrMake(cfg Config) (*state, error) {
 	return st, st.publishRoot(cfg.Dir)
 }
 
+// readFile reads a file of bounded size.
+func readFile(path string) ([]byte, error) {
+	b, err := durable.OS{}.ReadFile(path, maxStateFile)
+	if err != nil {
+		return nil, fmt.Errorf("reading: %w", err)
+	}
+	return b, nil
+}
+
+// replaceFile puts data at name in dir, which it locks.
+func replaceFile(dir, name string, data []byte, mode fs.FileMode) error {
+	return locked(dir, func() error {
+		if err := durable.WriteFile(durable.OS{}, filepath.Join(dir, name), data, mode); err != nil {
+			return fmt.Errorf("replacing file: %w", err)
+		}
+		return nil
+	})
+}
+
+// lockTimeout is ample: a directory is made in milliseconds.
+const lockTimeout = 30 * time.Second
+
 // locked runs f while no other process changes the directory.
 func locked(dir string, f func() error) error {
-	d, err := os.Open(dir)
+	ctx, cancel := context.WithTimeout(context.Background(), lockTimeout)
+	defer cancel()
+	unlock, err := durable.OS{}.Lock(ctx, dir)
 	if err != nil {
 		return fmt.Errorf("locking: %w", err)
 	}
-	defer func() { _ = d.Close() }() // which unlocks
-	for {
-		err = syscall.Flock(int(d.Fd()), syscall.LOCK_EX)
-		if !errors.Is(err, syscall.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("locking: %w", err)
-	}
+	defer unlock()
 	return f()
 }
 
@@ -105,7 +123,7 @@ func makeState(cfg Config) error {
 	if err := os.Rename(stage, final); err != nil {
 		return errors.Join(fmt.Errorf("committing: %w", err), os.RemoveAll(stage))
 	}
-	return syncDir(cfg.Dir)
+	return durable.OS{}.SyncDir(cfg.Dir)
 }
 
 // newState draws keys, PPID and instance id.
@@ -149,7 +167,7 @@ func (st *state) override(cfg Config) error {
 	if bytes.Equal(before, after) {
 		return nil
 	}
-	return replaceFile(filepath.Join(cfg.Dir, stateDir, measurementsFile), after, 0o600)
+	return replaceFile(cfg.Dir, filepath.Join(stateDir, measurementsFile), after, 0o600)
 }
 
 // publishRoot writes root-ca.pem where it is missing. Another root there means
@@ -159,7 +177,7 @@ func (st *state) publishRoot(dir string) error {
 	got, err := readFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return replaceFile(path, want, 0o644)
+		return replaceFile(dir, RootFile, want, 0o644)
 	case err != nil:
 		return err
 	case !bytes.Equal(got, want):
@@ -175,7 +193,7 @@ func (p *pki) pairs() map[string]*pair {
 // save writes the state into dir, which nobody else sees yet.
 func (st *state) save(dir string) error {
 	for name, pair := range st.pki.pairs() {
-		if err := writeFile(filepath.Join(dir, name+".pem"), pemOf(pair.cert), 0o600); err != nil {
+		if err := durable.WriteNew(durable.OS{}, filepath.Join(dir, name+".pem"), pemOf(pair.cert), 0o600); err != nil {
 			return err
 		}
 		if err := saveKey(dir, name, pair.key); err != nil {
@@ -189,10 +207,10 @@ func (st *state) save(dir string) error {
 	if err != nil {
 		return fmt.Errorf("encoding measurements: %w", err)
 	}
-	if err := writeFile(filepath.Join(dir, measurementsFile), text, 0o600); err != nil {
+	if err := durable.WriteNew(durable.OS{}, filepath.Join(dir, measurementsFile), text, 0o600); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return durable.OS{}.SyncDir(dir)
 }
 
 func saveKey(dir, name string, key *ecdsa.PrivateKey) error {
@@ -200,7 +218,7 @@ func saveKey(dir, name string, key *ecdsa.PrivateKey) error {
 	if err != nil {
 		return fmt.Errorf("encoding key: %w", err)
 	}
-	return writeFile(filepath.Join(dir, name+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return durable.WriteNew(durable.OS{}, filepath.Join(dir, name+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
 
 func loadState(dir string) (*state, error) {

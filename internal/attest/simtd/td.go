@@ -82,7 +82,7 @@ func Open(cfg Config) (*TD, error) {
 
 func open(cfg Config) (*TD, error) {
 	if cfg.Now == nil {
-		cfg.Now = time.Now
+		cfg.Now = time.Now //nolint:forbidigo // the default of an injected clock
 	}
 	if err := cfg.Shape.check(); err != nil {
 		return nil, err
