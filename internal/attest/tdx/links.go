@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,6 +74,10 @@ type verification struct {
 	known   bool
 	endorse *endorsements
 	verdict verdict
+	// stripped says that the event log has no boot events at all, as in a
+	// certificate: of its replay only RTMR3 means something. Nothing is lost
+	// by that, the boot registers count as the quote has them.
+	stripped bool
 }
 
 func (v *Verifier) begin(ctx context.Context, e *attest.Evidence, offline bool) *verification {
@@ -382,7 +387,11 @@ func (r *verification) eventLog() error {
 	if err != nil {
 		return err
 	}
+	r.stripped = !slices.ContainsFunc(log, func(e eventlog.Event) bool { return e.IMR != eventlog.RuntimeIMR })
 	for i, quoted := range r.quote.RTMRs() {
+		if r.stripped && i != eventlog.RuntimeIMR {
+			continue
+		}
 		if replayed[i] != quoted {
 			return fmt.Errorf("RTMR%d replays to %x, the quote has %x", i, replayed[i], quoted)
 		}
@@ -391,8 +400,12 @@ func (r *verification) eventLog() error {
 }
 
 func (r *verification) describeEventLog() string {
-	if r.ev.EventLog == nil {
+	switch {
+	case r.ev.EventLog == nil:
 		return "none came with the quote"
+	case r.stripped:
+		return "replays to RTMR3; the boot events were left out of it"
+	default:
+		return "replays to RTMR0, RTMR1, RTMR2 and RTMR3"
 	}
-	return "replays to RTMR0, RTMR1, RTMR2 and RTMR3"
 }
