@@ -6,6 +6,7 @@ import { announce, byId, complain } from './dom.js';
 import { showFacts } from './facts.js';
 import { readRecord, showRecord } from './record.js';
 
+const pageTitle = document.title;
 const steps = ['start', 'domain', 'record', 'end'];
 
 // Which sections are seen in which view, and which step it belongs to. The
@@ -42,6 +43,7 @@ function show(name, focus = byId(`${name}-title`)) {
   }
   const slot = view.sections.includes('finish') ? 'finish-token-slot' : 'domain-token-slot';
   byId(slot).append(byId('token-field'));
+  document.title = name === 'start' ? pageTitle : `${byId(`${name}-title`).textContent} – ${pageTitle}`;
   focus.focus();
   if (focus.id === `${name}-title`) {
     focus.scrollIntoView({ block: 'nearest' });
@@ -121,6 +123,7 @@ function explain(error) {
     ? 'The keys may or may not have been made. Trying again is safe: it asks for the same bootstrap, and if that one succeeded you get its record.'
     : 'Nothing was kept of this attempt. Mend the cause, then try again; the log of the service says more.');
   show('failed');
+  announce(`${byId('failed-title').textContent}. ${byId('failed-text').textContent}`);
 }
 
 // countSeconds runs the clock of the progress view until the returned function

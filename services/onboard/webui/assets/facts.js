@@ -52,7 +52,7 @@ function weaknesses(info) {
 function factList(info) {
   const list = element('dl', { class: 'fact-list' });
   const add = (term, value, kind) => {
-    list.append(element('div', {}, element('dt', {}, term), element('dd', { class: kind }, value)));
+    list.append(element('div', { class: kind }, element('dt', {}, term), element('dd', {}, value)));
   };
   const text = (value) => (typeof value === 'string' && value !== '' ? value : '—');
   const hex = (value) => (typeof value === 'string' && /^(0x)?[0-9a-f]+$/i.test(value) ? value.replace(/^0x/i, '') : '—');
