@@ -111,7 +111,7 @@ func (r *Roots) Equal(o *Roots) bool {
 }
 
 // Format writes "[redacted]" for every verb and flag.
-func (r *Roots) Format(f fmt.State, _ rune) {
+func (r Roots) Format(f fmt.State, _ rune) {
 	// A formatter has no way to report a failed write.
 	_, _ = io.WriteString(f, redacted)
 }

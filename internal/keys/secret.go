@@ -14,19 +14,16 @@ const redacted = "[redacted]"
 // shows "[redacted]"; the bytes leave it only through [Secret.Bytes]. The zero
 // value is an empty secret. Go cannot promise to erase every copy of it.
 //
-// The bytes stand behind a pointer, because fmt reaches into the unexported
-// fields of an enclosing struct without asking their methods, but does not
-// follow pointers there. A Secret is not comparable with ==: use
-// [Secret.Equal].
-type Secret struct {
-	_ [0]func()
-	p *[]byte
-}
+// The bytes stand behind a function, because fmt reaches into the unexported
+// fields of an enclosing struct without asking their methods, follows pointers
+// there when the verb is wrong, but cannot look into a closure. For the same
+// reason a Secret is not comparable with ==: use [Secret.Equal].
+type Secret struct{ open func() []byte }
 
 // NewSecret returns a Secret holding a copy of b.
 func NewSecret(b []byte) Secret {
 	c := bytes.Clone(b)
-	return Secret{p: &c}
+	return Secret{open: func() []byte { return c }}
 }
 
 // Bytes returns a copy of the secret bytes.
@@ -60,8 +57,8 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 func (s Secret) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
 
 func (s Secret) view() []byte {
-	if s.p == nil {
+	if s.open == nil {
 		return nil
 	}
-	return *s.p
+	return s.open()
 }

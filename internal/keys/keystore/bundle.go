@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"teekms/internal/keys"
@@ -140,4 +141,11 @@ func (c *contents) tlsCertificate() tls.Certificate {
 		PrivateKey:  c.rpcKey,
 		Leaf:        c.rpc,
 	}
+}
+
+// Format writes "[redacted]" for every verb and flag: fmt would look into the
+// private keys.
+func (b Bundle) Format(f fmt.State, _ rune) {
+	// A formatter has no way to report a failed write.
+	_, _ = io.WriteString(f, "[redacted]")
 }

@@ -11,7 +11,7 @@ import (
 // ErrAlreadyBootstrapped says that the directory has root keys. Its text is
 // what an operator is shown.
 //
-//nolint:staticcheck,revive // the text is part of the interface, capital included
+//nolint:staticcheck // the text is part of the interface, capital included
 var ErrAlreadyBootstrapped = errors.New("Bootstrap already completed")
 
 // errForeignRoots says that the directory on disk is no longer the one that was

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path/filepath"
 	"sync"
@@ -93,6 +94,13 @@ func Open(cfg Config) (*Store, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// Format writes the directory, for every verb and flag: fmt would look into the
+// private keys.
+func (s *Store) Format(f fmt.State, _ rune) {
+	// A formatter has no way to report a failed write.
+	_, _ = io.WriteString(f, "key directory "+s.dir)
 }
 
 // Complete reports whether the directory has its keys; else it is empty.
