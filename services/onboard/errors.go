@@ -1,0 +1,77 @@
+package onboard
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"connectrpc.com/connect"
+
+	onboardv1 "teekms/gen/onboard/v1"
+	"teekms/internal/attest"
+	"teekms/internal/keys"
+	"teekms/internal/keys/keystore"
+	"teekms/internal/rpc"
+)
+
+// ErrAlreadyBootstrapped is the answer to every bootstrap after the first.
+var ErrAlreadyBootstrapped = keystore.ErrAlreadyBootstrapped
+
+// ErrNotBootstrapped refuses Finish while there is nothing to finish.
+var ErrNotBootstrapped = errors.New("not bootstrapped yet: there is nothing to finish")
+
+// errPeerOnboarding refuses Onboard.Onboard.
+var errPeerOnboarding = errors.New("onboarding from a peer is not available in this version")
+
+// noAttesterText is what operators know this failure by.
+const noAttesterText = "tappd socket not found"
+
+// OwnQuoteError refuses to found a KMS on a quote that would not convince
+// anybody later. Its text is for the caller.
+type OwnQuoteError struct {
+	// Err says what is wrong with the quote.
+	Err error
+}
+
+func (e *OwnQuoteError) Error() string {
+	return "the quote of this trust domain is refused: " + e.Err.Error()
+}
+
+func (e *OwnQuoteError) Unwrap() error { return e.Err }
+
+// Errors is the table from the errors of this service to what callers see.
+func Errors() rpc.Table {
+	return rpc.Table{
+		rpc.Is(ErrAlreadyBootstrapped, connect.CodeAlreadyExists, ""),
+		rpc.Is(ErrNotBootstrapped, connect.CodeFailedPrecondition, ""),
+		rpc.Is(errPeerOnboarding, connect.CodeUnimplemented, ""),
+		rpc.Is(attest.ErrNoAttester, connect.CodeFailedPrecondition, noAttesterText),
+		rpc.As(connect.CodeFailedPrecondition, func(e *OwnQuoteError) string { return e.Error() }),
+		rpc.As(connect.CodeFailedPrecondition, func(e *keystore.PermissionError) string { return e.Error() }),
+		rpc.Is(syscall.ENOSPC, connect.CodeResourceExhausted, "no space left for the key directory"),
+		rpc.Is(syscall.EDQUOT, connect.CodeResourceExhausted, "the disk quota of the key directory is used up"),
+		rpc.Is(syscall.EROFS, connect.CodeFailedPrecondition, "the key directory is on a read-only file system"),
+	}
+}
+
+// Public returns the text of err that may be shown to whoever asks: the table's
+// where it has one, else the error's own. It is for the command line, whose
+// user may see causes.
+func Public(err error) string {
+	if _, text, ok := Errors().Lookup(err); ok {
+		return text
+	}
+	return err.Error()
+}
+
+// validate checks the shape of a request.
+func validate(req *onboardv1.BootstrapRequest) error {
+	if n := len(req.GetRequestId()); n > maxRequestID {
+		return &rpc.FieldError{Field: "request_id", Reason: fmt.Sprintf("has %d bytes, at most %d are allowed", n, maxRequestID)}
+	}
+	if err := keys.ValidateDomain(req.GetDomain()); err != nil {
+		return &rpc.FieldError{Field: "domain", Reason: strings.TrimPrefix(err.Error(), "domain: ")}
+	}
+	return nil
+}

@@ -1,0 +1,121 @@
+// Package onboard makes the root keys of a KMS, once: it generates them in this
+// trust domain, has them quoted, looks at the quote, and commits all of it to
+// the key directory. Create a [Service] with [New], mount it with
+// [Service.Handlers], and wait for [Service.Finished].
+package onboard
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	onboardv1 "teekms/gen/onboard/v1"
+	"teekms/internal/attest"
+	"teekms/internal/keys"
+	"teekms/internal/keys/keystore"
+)
+
+// keyStore is the key directory as this service needs it.
+type keyStore interface {
+	// Complete says whether the directory holds the keys of a KMS.
+	Complete() bool
+	// Commit writes the bundle, all of it or nothing. The error is
+	// keystore.ErrAlreadyBootstrapped when the directory is complete by now.
+	Commit(ctx context.Context, b *keystore.Bundle) error
+}
+
+// Config is what a Service stands on.
+type Config struct {
+	// Store is the key directory (required).
+	Store keyStore
+	// Attester makes the quotes; nil switches them off.
+	Attester attest.Attester
+	// Provider is the name of the attester, shown to users: "guest-agent",
+	// "configfs" or "simulator" (required with an Attester).
+	Provider string
+	// TrustRoot is what quotes of this TD must chain to (required with an
+	// Attester).
+	TrustRoot *x509.Certificate
+	// SetupToken is what Bootstrap and Finish ask for; empty asks for nothing.
+	SetupToken keys.Secret
+	// SiteName is shown by GetAttestationInfo (optional).
+	SiteName string
+	// InsecureSettings are the switches in force that weaken security.
+	InsecureSettings []string
+	// AttestTimeout bounds the making of one quote (default 2 minutes).
+	AttestTimeout time.Duration
+	// Now is the clock (default time.Now).
+	Now func() time.Time
+	// Log receives state changes (default none).
+	Log *zap.Logger
+}
+
+// Service is the onboarding service. It implements the Onboard service of
+// onboard.v1 and lives until Finish.
+type Service struct {
+	cfg Config
+
+	mu        sync.Mutex                   // guards the four fields below
+	running   chan struct{}                // closed when the bootstrap under way ends; nil when there is none
+	done      bool                         // the key directory is complete
+	record    *onboardv1.BootstrapResponse // the answer of the bootstrap that succeeded in this process
+	requestID string                       // its request_id, "" when it had none
+
+	background sync.WaitGroup // bootstraps, which outlive their callers
+	finish     sync.Once
+	finished   chan struct{}
+
+	info infoCache
+}
+
+// New returns a service over an empty key directory.
+func New(cfg Config) (*Service, error) {
+	if cfg.Store == nil {
+		return nil, errors.New("onboard: Config.Store is required")
+	}
+	if cfg.Attester != nil && (cfg.TrustRoot == nil || cfg.Provider == "") {
+		return nil, errors.New("onboard: an Attester needs Config.TrustRoot and Config.Provider")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	if cfg.AttestTimeout <= 0 {
+		cfg.AttestTimeout = 2 * time.Minute
+	}
+	return &Service{cfg: cfg, done: cfg.Store.Complete(), finished: make(chan struct{}), info: newInfoCache()}, nil
+}
+
+// Finished is closed when Finish was accepted: the process may end once the
+// calls in flight are answered.
+func (s *Service) Finished() <-chan struct{} { return s.finished }
+
+// Wait returns when no bootstrap is under way. Call it when no new calls can
+// arrive and before the process ends.
+func (s *Service) Wait() { s.background.Wait() }
+
+// Finish ends the service. It is refused while the key directory is empty.
+func (s *Service) Finish(context.Context, *onboardv1.FinishRequest) (*onboardv1.FinishResponse, error) {
+	s.mu.Lock()
+	done := s.done
+	s.mu.Unlock()
+	if !done {
+		return nil, ErrNotBootstrapped
+	}
+	s.finish.Do(func() {
+		s.cfg.Log.Info("Setup finished")
+		close(s.finished)
+	})
+	return &onboardv1.FinishResponse{}, nil
+}
+
+// Onboard is not part of this version: a replica gets its keys from a backup.
+func (s *Service) Onboard(context.Context, *onboardv1.OnboardRequest) (*onboardv1.OnboardResponse, error) {
+	return nil, errPeerOnboarding
+}
