@@ -16,7 +16,7 @@ import (
 )
 
 // PCKExtension is what the SGX extension of a PCK certificate says of the
-// platform it was issued to (docs/evidence.md#pck).
+// platform it was issued to (docs/evidence.md#pck-certificate).
 type PCKExtension struct {
 	// PPID identifies the platform.
 	PPID [16]byte
