@@ -1,0 +1,137 @@
+// Package node is what the two server binaries share: the command line, the
+// configuration, the logger, the attester, the key directory, and the
+// onboarding of an empty one.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"teekms/cmd/internal/buildinfo"
+	"teekms/internal/config"
+	"teekms/services/onboard"
+)
+
+// DefaultConfig is the configuration file that is read when none is named.
+const DefaultConfig = "/etc/kms/kms.toml"
+
+// Exit statuses of the servers.
+const (
+	exitError = 1
+	exitUsage = 2
+)
+
+// Program is one server binary.
+type Program struct {
+	// Name is the command's name, Short its one line of help, Long the rest.
+	Name, Short, Long string
+	// Version is what the build stamped.
+	Version string
+	// Run does the work until ctx ends, with the key directory open.
+	Run func(ctx context.Context, n *Node) error
+}
+
+// Main runs the program and returns the exit status of the process. A failure
+// is one line on stderr, "Error: TEXT".
+func Main(p Program) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := p.command().ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "Error: "+onboard.Public(err))
+	if usage := (usageError{}); errors.As(err, &usage) {
+		fmt.Fprintf(os.Stderr, "Try '%s --help'.\n", p.Name)
+		return exitUsage
+	}
+	return exitError
+}
+
+// usageError marks a command line that cannot be understood.
+type usageError struct{ error }
+
+func (p Program) command() *cobra.Command {
+	var path string
+	var check bool
+	cmd := &cobra.Command{
+		Use:           p.Name,
+		Short:         p.Short,
+		Long:          p.Long,
+		Version:       buildinfo.Version(p.Version),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unexpected argument %q", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(path, os.Environ())
+			if err != nil {
+				return err
+			}
+			if check {
+				return reportCheck(cmd.OutOrStdout(), path, cfg)
+			}
+			return p.start(cmd.Context(), cfg)
+		},
+	}
+	cmd.SetVersionTemplate(buildinfo.Line(p.Name, p.Version) + "\n")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.Flags().StringVarP(&path, "config", "c", DefaultConfig, "configuration `file`")
+	cmd.Flags().BoolVar(&check, "check", false, "validate the configuration and exit")
+	_ = cmd.MarkFlagFilename("config", "toml") // fails only for an unknown flag
+	return cmd
+}
+
+// reportCheck says what a valid configuration will do that its author may not
+// expect.
+func reportCheck(w io.Writer, path string, cfg *config.Config) error {
+	for _, key := range cfg.Ineffective() {
+		if _, err := fmt.Fprintf(w, "%s: %s has no effect\n", path, key); err != nil {
+			return err
+		}
+	}
+	for _, key := range cfg.InsecureSettings() {
+		if _, err := fmt.Fprintf(w, "%s: %s weakens security\n", path, key); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(w, "%s: valid\n", path)
+	return err
+}
+
+// start protects the process, opens what both servers need, and runs.
+func (p Program) start(ctx context.Context, cfg *config.Config) error {
+	if err := noCoreDumps(); err != nil {
+		return err
+	}
+	n, err := open(ctx, cfg, buildinfo.Version(p.Version))
+	if err != nil {
+		return err
+	}
+	defer n.close()
+	return p.Run(ctx, n)
+}
+
+// noCoreDumps keeps key material out of core files, and the memory of this
+// process from other processes of its user.
+func noCoreDumps() error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbidding core dumps: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("making the process not dumpable: %w", err)
+	}
+	return nil
+}

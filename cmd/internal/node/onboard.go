@@ -1,0 +1,113 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+
+	onboardv1 "teekms/gen/onboard/v1"
+	"teekms/internal/config"
+	"teekms/internal/keys"
+	"teekms/internal/serve"
+	"teekms/services/onboard"
+)
+
+// attestSlack is what a Bootstrap call may take beyond its quote.
+const attestSlack = 15 * time.Second
+
+// Onboard fills the empty key directory: by itself where the configuration
+// names a domain, else by serving the onboarding service until Finish. It
+// returns nil when the directory is complete, or when ctx ended before that.
+func (n *Node) Onboard(ctx context.Context) error {
+	c := n.Config.Core.Onboard
+	if !c.Enabled {
+		return errEmptyDirectory(n.Config.Core.CertDir)
+	}
+	n.Log.Info("Starting KMS in bootstrap mode")
+	n.Log.Info("Bootstrap required - keys not found")
+	token, err := setupToken(c.SetupToken)
+	if err != nil {
+		return err
+	}
+	service, err := onboard.New(onboard.Config{
+		Store: n.Keys, Attester: n.attestation.attester, Provider: n.attestation.provider, TrustRoot: n.TrustRoot,
+		SetupToken: token, SiteName: n.Config.Core.SiteName, InsecureSettings: n.Config.InsecureSettings(),
+		AttestTimeout: n.Config.Core.Attestation.Timeout, Now: time.Now, Log: n.Log,
+	})
+	if err != nil {
+		return err
+	}
+	defer service.Wait()
+	if domain := c.AutoBootstrapDomain; domain != "" {
+		_, err := service.Bootstrap(ctx, &onboardv1.BootstrapRequest{Domain: domain})
+		return err
+	}
+	return n.serveOnboarding(ctx, service)
+}
+
+// serveOnboarding serves until Finish was answered or ctx ends.
+func (n *Node) serveOnboarding(ctx context.Context, service *onboard.Service) error {
+	c := n.Config.Core.Onboard
+	n.Log.Info("Starting onboarding service")
+	calls, connections := n.CallLimits(), n.ConnectionLimits()
+	calls.Timeout = max(calls.Timeout, n.Config.Core.Attestation.Timeout+attestSlack)
+	connections.WriteTime = max(connections.WriteTime, calls.Timeout)
+	mount, err := service.Mount(calls)
+	if err != nil {
+		return err
+	}
+	mount.Metrics = n.MetricsHandler()
+	handler, err := serve.NewMux(mount)
+	if err != nil {
+		return err
+	}
+	listener, err := Listen(ctx, c.Address, c.Port)
+	if err != nil {
+		return err
+	}
+	if c.SetupToken.Len() == 0 && !loopback(listener.Addr()) {
+		n.Log.Warn("whoever reaches this address can bootstrap this KMS: set core.onboard.setup_token, or listen on loopback",
+			zap.Stringer("address", listener.Addr()))
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		defer stop()
+		select {
+		case <-service.Finished():
+		case <-ctx.Done():
+		}
+	}()
+	n.Log.Info("Onboarding service has launched from http://" + listener.Addr().String())
+	return serve.Run(ctx, serve.Config{Listener: listener, Handler: handler, Limits: connections, Log: n.Log})
+}
+
+// setupToken returns the configured token; "auto" makes one and prints it on
+// standard error, not through the logger, whose lines are kept.
+func setupToken(configured keys.Secret) (keys.Secret, error) {
+	if !configured.Equal(keys.NewSecret([]byte(config.SetupTokenAuto))) {
+		return configured, nil
+	}
+	raw := make([]byte, 24)
+	if _, err := rand.Read(raw); err != nil {
+		return keys.Secret{}, fmt.Errorf("making a setup token: %w", err)
+	}
+	token := base64.RawURLEncoding.EncodeToString(raw)
+	if _, err := fmt.Fprintf(os.Stderr, "Setup token: %s\n", token); err != nil {
+		return keys.Secret{}, fmt.Errorf("printing the setup token: %w", err)
+	}
+	return keys.NewSecret([]byte(token)), nil
+}
+
+// loopback says whether an address is reachable from this machine alone.
+func loopback(a net.Addr) bool {
+	ap, err := netip.ParseAddrPort(a.String())
+	return err == nil && ap.Addr().Unmap().IsLoopback()
+}

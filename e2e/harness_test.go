@@ -1,0 +1,295 @@
+// Package e2e tests the product as its users meet it: whole processes, real
+// sockets, a real browser.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// binaries builds the three commands once per test run and returns the
+// directory they are in.
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "teekms-e2e-")
+	if err != nil {
+		return "", err
+	}
+	build := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "./cmd/...")
+	build.Dir = ".."
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the commands: %w\n%s", err, out)
+	}
+	// Tests that give up root run them too.
+	return dir, os.Chmod(dir, 0o755)
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, err := binaries(); err == nil {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// binary returns the path of a built command.
+func binary(t testing.TB, name string) string {
+	t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, name)
+}
+
+// process is a command that was started.
+type process struct {
+	*exec.Cmd
+	stderr *output
+	stdout *output
+	ended  chan struct{}
+	err    error // of Wait; valid when ended is closed
+}
+
+// output collects what a process writes while others read it.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// start runs a built command and kills it at the end of the test.
+func start(t testing.TB, name string, args ...string) *process {
+	t.Helper()
+	return startCmd(t, exec.Command(binary(t, name), args...))
+}
+
+func startCmd(t testing.TB, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{Cmd: cmd, stderr: &output{}, stdout: &output{}, ended: make(chan struct{})}
+	cmd.Stderr, cmd.Stdout = p.stderr, p.stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-p.ended
+		if t.Failed() {
+			t.Logf("%s:\n%s%s", cmd, p.stdout, p.stderr)
+		}
+	})
+	return p
+}
+
+// wait returns the exit status, and fails the test when there is none in time.
+func (p *process) wait(t testing.TB, timeout time.Duration) int {
+	t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(timeout):
+		t.Fatalf("%s is still running after %v\n%s", p.Cmd, timeout, p.stderr)
+	}
+	return p.ProcessState.ExitCode()
+}
+
+// terminate sends SIGTERM and waits.
+func (p *process) terminate(t testing.TB) int {
+	t.Helper()
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	return p.wait(t, 30*time.Second)
+}
+
+// run runs a built command to its end and returns status, standard output and
+// standard error.
+func run(t testing.TB, name string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	return runCmd(t, exec.Command(binary(t, name), args...))
+}
+
+func runCmd(t testing.TB, cmd *exec.Cmd) (code int, stdout, stderr string) {
+	t.Helper()
+	p := startCmd(t, cmd)
+	code = p.wait(t, time.Minute)
+	return code, p.stdout.String(), p.stderr.String()
+}
+
+// freePort returns a port of the loopback address that nobody listens on.
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// kmsDir is a place for one KMS: a configuration file, a key directory, a
+// software TD.
+type kmsDir struct {
+	Dir, Config, Certs, TD string
+	Port                   int
+}
+
+// URL is where the service of that directory listens.
+func (k *kmsDir) URL(scheme string) string {
+	return fmt.Sprintf("%s://127.0.0.1:%d", scheme, k.Port)
+}
+
+// newKMS writes a configuration with the software TD. extra is appended to it,
+// after a table header of its own if it needs one; lines of onboard go under
+// [core.onboard].
+func newKMS(t testing.TB, onboard, extra string) *kmsDir {
+	t.Helper()
+	dir := t.TempDir()
+	k := &kmsDir{
+		Dir: dir, Config: filepath.Join(dir, "kms.toml"), Certs: filepath.Join(dir, "certs"),
+		TD: filepath.Join(dir, "td"), Port: freePort(t),
+	}
+	k.write(t, onboard, extra)
+	return k
+}
+
+func (k *kmsDir) write(t testing.TB, onboard, extra string) {
+	t.Helper()
+	config := fmt.Sprintf(`
+[rpc]
+address = "127.0.0.1"
+port = %[1]d
+
+[core]
+cert_dir = %[2]q
+
+[core.onboard]
+address = "127.0.0.1"
+port = %[1]d
+%[4]s
+
+[core.attestation]
+provider = "simulator"
+insecure_allow_external_trust_anchors = true
+
+[core.attestation.simulator]
+dir = %[3]q
+
+[core.attestation.root_ca]
+tdx = %[5]q
+
+%[6]s
+`, k.Port, k.Certs, k.TD, onboard, filepath.Join(k.TD, "root-ca.pem"), extra)
+	if err := os.WriteFile(k.Config, []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// onboarding starts the named command on an empty directory and waits until
+// its onboarding service answers.
+func (k *kmsDir) onboarding(t testing.TB, command string) *process {
+	t.Helper()
+	p := start(t, command, "--config", k.Config)
+	p.ready(t, http.DefaultClient, k.URL("http")+"/health")
+	return p
+}
+
+// ready waits until url answers 200.
+func (p *process) ready(t testing.TB, client *http.Client, url string) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := probe(client, url)
+		if err == nil {
+			return
+		}
+		select {
+		case <-p.ended:
+			t.Fatalf("%s ended: %v\n%s%s", p.Cmd, p.err, p.stdout, p.stderr)
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not answer: %v\n%s", url, err, p.stderr)
+		}
+	}
+}
+
+func probe(client *http.Client, url string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
+}
+
+// answer is an HTTP answer whose body was read.
+type answer struct {
+	*http.Response
+	body string
+}
+
+// post sends a JSON body.
+func post(t testing.TB, url, body string) answer {
+	t.Helper()
+	resp, err := http.Post(url, "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return read(t, resp)
+}
+
+func get(t testing.TB, client *http.Client, url string) answer {
+	t.Helper()
+	resp, err := client.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return read(t, resp)
+}
+
+func read(t testing.TB, resp *http.Response) answer {
+	t.Helper()
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{resp, string(body)}
+}
