@@ -86,8 +86,8 @@ func defaultLimits() Limits {
 // over it. The result is valid; an [*Error] lists all that is wrong. The files
 // that *_file keys name are read, so that the secrets are in place.
 func Load(path string, environ []string) (*Config, error) {
-	if ext := filepath.Ext(path); ext != ".toml" {
-		return nil, fmt.Errorf("opening configuration %s: the name must end in .toml, TOML is the only format", path)
+	if filepath.Ext(path) == ".json" {
+		return nil, fmt.Errorf("opening configuration %s: JSON is not read; write the same keys as TOML", path)
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -118,9 +118,13 @@ func (e *envSchema) lookup(name string) (*field, bool) {
 
 func (e *envSchema) unknown(name string) string {
 	text := "unknown environment variable " + name
-	best, distance := "", len(name)/3+2
+	if len(name) > maxNearest {
+		return text
+	}
+	rest := strings.ToUpper(strings.TrimPrefix(name, envPrefix))
+	best, distance := "", len(rest)/3+2
 	for _, known := range e.names {
-		if d := editDistance(name, known); len(name) <= maxNearest && d < distance {
+		if d := editDistance(rest, strings.TrimPrefix(known, envPrefix)); d < distance {
 			best, distance = known, d
 		}
 	}

@@ -176,16 +176,21 @@ type RootCA struct {
 	SEVSNPTurin     string `toml:"sev_snp_turin" kms:"idle"`
 }
 
-// Simulator is [core.attestation.simulator], a trust domain in software.
+// Simulator is [core.attestation.simulator], a trust domain in software. The
+// measurements are hex; empty is the simulator's own.
 type Simulator struct {
 	// Dir holds its PKI and its collateral; made when missing.
 	Dir string `toml:"dir"`
-	// MRTD and RTMR0 to RTMR2 are its measurements, 96 hex digits each; empty
-	// is the simulator's own. RTMR3 follows from its event log.
+	// Image names the operating system image; RTMR0 to RTMR2, and MRTD unless
+	// given (48 bytes), follow from it.
+	Image string `toml:"image"`
 	MRTD  string `toml:"mrtd"`
-	RTMR0 string `toml:"rtmr0"`
-	RTMR1 string `toml:"rtmr1"`
-	RTMR2 string `toml:"rtmr2"`
+	// AppID and InstanceID (20 bytes), ComposeHash and OSImageHash (32 bytes)
+	// are in its event log, from which RTMR3 follows.
+	AppID       string `toml:"app_id"`
+	InstanceID  string `toml:"instance_id"`
+	ComposeHash string `toml:"compose_hash"`
+	OSImageHash string `toml:"os_image_hash"`
 }
 
 // Image is [core.image]: verification of OS images.
@@ -240,6 +245,11 @@ type Onboard struct {
 	SetupTokenFile string      `toml:"setup_token_file"`
 
 	WebFramework
+}
+
+// SetupTokenIsAuto tells whether the token is to be made at start.
+func (o Onboard) SetupTokenIsAuto() bool {
+	return o.SetupToken.Equal(keys.NewSecret([]byte(SetupTokenAuto)))
 }
 
 // SetupTokenAuto is the value of core.onboard.setup_token that asks for a token

@@ -103,16 +103,24 @@ func (ch *checker) attestation(a Attestation) {
 		ch.check(root.value == "" || a.InsecureAllowExternalTrustAnchors, root.path,
 			"needs core.attestation.insecure_allow_external_trust_anchors = true")
 	}
-	ch.check(a.Provider != ProviderSimulator || a.Simulator.Dir != "", "core.attestation.simulator.dir",
-		`a directory is required when core.attestation.provider is "simulator"`)
-	for _, m := range []struct{ path, value string }{
-		{"core.attestation.simulator.mrtd", a.Simulator.MRTD},
-		{"core.attestation.simulator.rtmr0", a.Simulator.RTMR0},
-		{"core.attestation.simulator.rtmr1", a.Simulator.RTMR1},
-		{"core.attestation.simulator.rtmr2", a.Simulator.RTMR2},
+	ch.check(a.Provider != ProviderSimulator || a.Simulator.Dir != "", "core.attestation.provider",
+		`"simulator" needs core.attestation.simulator.dir`)
+	ch.simulator(a.Simulator)
+}
+
+func (ch *checker) simulator(s Simulator) {
+	for _, m := range []struct {
+		path, value string
+		size        int
+	}{
+		{"core.attestation.simulator.mrtd", s.MRTD, 48},
+		{"core.attestation.simulator.app_id", s.AppID, 20},
+		{"core.attestation.simulator.instance_id", s.InstanceID, 20},
+		{"core.attestation.simulator.compose_hash", s.ComposeHash, 32},
+		{"core.attestation.simulator.os_image_hash", s.OSImageHash, 32},
 	} {
 		b, err := hex.DecodeString(m.value)
-		ch.check(err == nil && (len(b) == 48 || len(b) == 0), m.path, "must be 96 hex digits")
+		ch.check(m.value == "" || err == nil && len(b) == m.size, m.path, "must be %d hex digits", 2*m.size)
 	}
 }
 
@@ -143,8 +151,8 @@ func (ch *checker) admin(a Admin) {
 	ch.address("core.admin.address", a.Address)
 	ch.token("core.admin.auth_token", a.AuthToken)
 	credentials := a.AuthToken.Len() > 0 || a.HtpasswdFile != ""
-	ch.check(!a.Enabled || credentials || a.InsecureNoAuth, "core.admin.auth_token",
-		"required when core.admin.enabled is true (or auth_token_file, htpasswd_file)")
+	ch.check(!a.Enabled || credentials || a.InsecureNoAuth, "core.admin.enabled",
+		"needs core.admin.auth_token, auth_token_file or htpasswd_file")
 	ch.check(!credentials || !a.InsecureNoAuth, "core.admin.insecure_no_auth",
 		"contradicts the credentials that are set beside it")
 }
