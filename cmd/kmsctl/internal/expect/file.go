@@ -1,0 +1,138 @@
+package expect
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// maxFile bounds a file of expectations, in bytes.
+const maxFile = 1 << 20
+
+// values is one string, or a list of which one must be had.
+type values []string
+
+func (v *values) set(raw any) error {
+	switch x := raw.(type) {
+	case string:
+		*v = values{x}
+	case []any:
+		for _, e := range x {
+			s, ok := e.(string)
+			if !ok {
+				return errors.New("want a string or a list of strings")
+			}
+			*v = append(*v, s)
+		}
+	default:
+		return errors.New("want a string or a list of strings")
+	}
+	return nil
+}
+
+// AddFile adds the expectations of a file: an object of JSON (a name ending in
+// .json, or a text that begins with a brace) or a document of TOML, whose keys
+// are names of [Names]. An unknown key, a key given twice and an empty file are
+// errors.
+func (s *Set) AddFile(path string) error {
+	text, err := readFile(path)
+	if err != nil {
+		return fmt.Errorf("reading expectations: %w", err)
+	}
+	decode := decodeTOML
+	if filepath.Ext(path) == ".json" || bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) {
+		decode = decodeJSON
+	}
+	fields, err := decode(text)
+	if err != nil {
+		return fmt.Errorf("reading expectations %s: %w", path, err)
+	}
+	if len(fields) == 0 {
+		return fmt.Errorf("reading expectations %s: nothing is expected there", path)
+	}
+	// In the order of Names, so that the first complaint is always the same.
+	for _, name := range Names() {
+		raw, ok := fields[name]
+		if !ok {
+			continue
+		}
+		delete(fields, name)
+		var v values
+		if err := v.set(raw); err != nil {
+			return fmt.Errorf("reading expectations %s: %s: %w", path, name, err)
+		}
+		if err := s.Add(filepath.Base(path), name, v...); err != nil {
+			return fmt.Errorf("reading expectations %s: %w", path, err)
+		}
+	}
+	for name := range fields {
+		return fmt.Errorf("reading expectations %s: %w", path, s.Add("", name))
+	}
+	return nil
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxFile {
+		return nil, fmt.Errorf("%s has more than %d bytes", path, maxFile)
+	}
+	return b, nil
+}
+
+func decodeTOML(text []byte) (map[string]any, error) {
+	var fields map[string]any
+	if err := toml.Unmarshal(text, &fields); err != nil {
+		if de, ok := errors.AsType[*toml.DecodeError](err); ok {
+			line, column := de.Position()
+			return nil, fmt.Errorf("line %d, column %d: %w", line, column, err)
+		}
+		return nil, err
+	}
+	return fields, nil
+}
+
+// decodeJSON reads an object key by key: encoding/json would take the last of
+// two.
+func decodeJSON(text []byte) (map[string]any, error) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil, errors.New("not a JSON object")
+	}
+	fields := map[string]any{}
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		name, _ := t.(string) // a key always is
+		if _, twice := fields[name]; twice {
+			return nil, fmt.Errorf("%s: given twice", name)
+		}
+		var v any
+		if err := d.Decode(&v); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		fields[name] = v
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, errors.New("the object has no end")
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("text after the object")
+	}
+	return fields, nil
+}

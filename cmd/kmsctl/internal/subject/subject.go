@@ -1,0 +1,163 @@
+// Package subject gathers what there is to verify about one KMS: the record of
+// its bootstrap and the certificates that stand for its keys, from a key
+// directory, from a running KMS or from a record alone. It judges nothing.
+package subject
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"teekms/cmd/kmsctl/internal/record"
+	"teekms/cmd/kmsctl/internal/status"
+)
+
+// Kind is where a subject comes from.
+type Kind string
+
+// The kinds.
+const (
+	Dir  Kind = "dir"
+	URL  Kind = "url"
+	Info Kind = "info"
+)
+
+// Subject is what there is to verify. What is nil was not at hand.
+type Subject struct {
+	// Kind and Location say where it comes from.
+	Kind     Kind
+	Location string
+	// Record is the record of the bootstrap, nil with RecordErr.
+	Record *record.Record
+	// RecordErr says why the record could not be read.
+	RecordErr error
+	// CA is the root CA certificate.
+	CA *Certificate
+	// Leaf is the certificate of the RPC listener: rpc.crt, or what the TLS
+	// peer showed.
+	Leaf *Certificate
+	// Host is the name that the TLS peer was called by.
+	Host string
+	// Live says that Leaf is in use now: it must be valid.
+	Live bool
+	// K256Public is the secp256k1 key that the KMS says it has.
+	K256Public []byte
+	// TrustRoot is the SHA-256 of the root to which the KMS says that it
+	// verifies Evidence, and Insecure the settings that it says weaken it.
+	TrustRoot []byte
+	Insecure  []string
+	// Plaintext says that the KMS was asked without TLS.
+	Plaintext bool
+}
+
+// Certificate is a certificate, or the reason why there is none in what was
+// said to be one.
+type Certificate struct {
+	*x509.Certificate
+	// Intermediates came with it.
+	Intermediates []*x509.Certificate
+	// From says where it was found.
+	From string
+	// Err is set when it could not be read; Certificate is nil then.
+	Err error
+}
+
+// The files of a key directory that hold nothing secret. The others are not
+// opened.
+const (
+	fileRecord = "bootstrap-info.json"
+	fileCA     = "root-ca.crt"
+	fileRPC    = "rpc.crt"
+)
+
+const maxCertificateFile = 64 << 10
+
+// FromDir reads the public files of a key directory.
+func FromDir(dir string) (*Subject, error) {
+	if info, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("reading key directory: %w", err)
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("reading key directory: %s is not a directory", dir)
+	}
+	s, err := readRecord(filepath.Join(dir, fileRecord))
+	if errors.Is(err, os.ErrNotExist) {
+		err = status.WithCode(status.NotVerified, fmt.Errorf("there is nothing to verify: %s has no %s, as a KMS leaves it that was adopted or onboarded without one", dir, fileRecord))
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.Kind, s.Location = Dir, dir
+	if s.CA, err = readCertificate(filepath.Join(dir, fileCA)); err != nil {
+		return nil, err
+	}
+	s.Leaf, err = readCertificate(filepath.Join(dir, fileRPC))
+	return s, err
+}
+
+// FromInfo reads a record, and the root CA certificate where caFile is not
+// empty.
+func FromInfo(path, caFile string) (*Subject, error) {
+	s, err := readRecord(path)
+	if err != nil {
+		return nil, err
+	}
+	s.Kind, s.Location = Info, path
+	if caFile != "" {
+		s.CA, err = readCertificate(caFile)
+	}
+	return s, err
+}
+
+func readRecord(path string) (*Subject, error) {
+	text, err := readFile(path, record.MaxSize)
+	if err != nil {
+		return nil, fmt.Errorf("reading record: %w", err)
+	}
+	s := &Subject{}
+	s.Record, s.RecordErr = record.Parse(text)
+	return s, nil
+}
+
+func readCertificate(path string) (*Certificate, error) {
+	text, err := readFile(path, maxCertificateFile)
+	if err != nil {
+		return nil, fmt.Errorf("reading certificate: %w", err)
+	}
+	return parseCertificate(text, path), nil
+}
+
+// parseCertificate reads exactly one certificate in PEM.
+func parseCertificate(text []byte, from string) *Certificate {
+	c := &Certificate{From: from}
+	block, rest := pem.Decode(text)
+	if block == nil || block.Type != "CERTIFICATE" {
+		c.Err = errors.New("not a PEM certificate")
+		return c
+	}
+	if next, _ := pem.Decode(rest); next != nil {
+		c.Err = errors.New("more than one PEM block")
+		return c
+	}
+	c.Certificate, c.Err = x509.ParseCertificate(block.Bytes)
+	return c
+}
+
+func readFile(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	return b, nil
+}
