@@ -121,7 +121,7 @@ function explain(error) {
   byId('failed-text').replaceChildren(error.message ?? String(error));
   byId('failed-advice').replaceChildren(lost
     ? 'The keys may or may not have been made. Trying again is safe: it asks for the same bootstrap, and if that one succeeded you get its record.'
-    : 'Nothing was kept of this attempt. Mend the cause, then try again; the log of the service says more.');
+    : 'Mend the cause, then try again. The log of the service says more.');
   show('failed');
   announce(`${byId('failed-title').textContent}. ${byId('failed-text').textContent}`);
 }
