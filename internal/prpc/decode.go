@@ -85,6 +85,9 @@ func decodeField(raw json.RawMessage, m protoreflect.Message, f *field, path str
 		if f.fd.HasPresence() && !f.list {
 			return nil
 		}
+		if f.list {
+			return wrong(path, "want an array, not null")
+		}
 		return wrong(path, "want %s, not null", f.want())
 	}
 	if f.list {
@@ -195,18 +198,16 @@ func (f *field) parseNumber(digits, path string) (protoreflect.Value, error) {
 	}
 }
 
-// want says what a field takes.
+// want says what a field, or an element of a list, takes.
 func (f *field) want() string {
-	switch {
-	case f.list:
-		return "an array"
-	case f.kind == protoreflect.BytesKind:
+	switch f.kind {
+	case protoreflect.BytesKind:
 		return "a string of hexadecimal digits"
-	case f.kind == protoreflect.StringKind:
+	case protoreflect.StringKind:
 		return "a string"
-	case f.kind == protoreflect.BoolKind:
+	case protoreflect.BoolKind:
 		return "true or false"
-	case f.kind == protoreflect.MessageKind:
+	case protoreflect.MessageKind:
 		return "an object"
 	default:
 		return "a number"

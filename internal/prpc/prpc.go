@@ -8,6 +8,7 @@
 package prpc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -46,6 +47,9 @@ type Config struct {
 	// MaxBytes bounds a request body; 0 means DefaultMaxBytes. It must not be
 	// more than the Connect handler's own bound.
 	MaxBytes int
+	// Kept gives the answer of a procedure that has been encoded before, when
+	// that procedure always answers the same; nil stands for no such answers.
+	Kept func(ctx context.Context, procedure, codec string) ([]byte, bool)
 }
 
 // Handler serves one service below [Prefix]. Make it with [New]. It may be
@@ -54,6 +58,7 @@ type Handler struct {
 	next    http.Handler
 	strip   string
 	max     int64
+	kept    func(ctx context.Context, procedure, codec string) ([]byte, bool)
 	methods map[string]*method
 }
 
@@ -75,7 +80,7 @@ func New(c Config) (*Handler, error) {
 	}
 	h := &Handler{
 		next: c.Next, strip: string(c.Service.Name()) + ".", max: int64(c.MaxBytes),
-		methods: make(map[string]*method),
+		kept: c.Kept, methods: make(map[string]*method),
 	}
 	if h.max <= 0 {
 		h.max = DefaultMaxBytes
@@ -115,6 +120,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out.fail(http.StatusBadRequest, "Service not found: "+strings.ToValidUTF8(name, "?"))
 		return
 	}
+	if h.keptAnswer(out, r, m) {
+		return
+	}
 	body, err := h.body(r, m)
 	if err != nil {
 		var refused *verbError
@@ -126,6 +134,22 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.next.ServeHTTP(out, rewrite(r, m, body, out.json))
 	out.finish()
+}
+
+// keptAnswer answers a call without arguments with bytes that were made before.
+func (h *Handler) keptAnswer(out *writer, r *http.Request, m *method) bool {
+	if h.kept == nil || len(m.input.fields) != 0 || r.Method != http.MethodPost && (r.Method != http.MethodGet || !m.reads) {
+		return false
+	}
+	codec := "proto"
+	if out.json {
+		codec = codecName
+	}
+	answer, ok := h.kept(r.Context(), m.url.Path, codec)
+	if ok {
+		_, _ = out.Write(answer) // the client may be gone
+	}
+	return ok
 }
 
 // wantsJSON tells which encoding a request is in, and its answer with it: GET

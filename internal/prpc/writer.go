@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -51,6 +52,8 @@ func (o *writer) WriteHeader(status int) {
 
 func (o *writer) Write(p []byte) (int, error) {
 	if o.status == 0 {
+		// Connect writes a message in one piece.
+		o.w.Header()["Content-Length"] = []string{strconv.Itoa(len(p))}
 		o.WriteHeader(http.StatusOK)
 	}
 	if o.status == http.StatusOK {
@@ -77,7 +80,6 @@ func (o *writer) head() {
 	h := o.w.Header()
 	delete(h, "Accept-Encoding")
 	h["Cache-Control"] = noStoreValue
-	h["X-Content-Type-Options"] = noSniffValue
 	if o.json {
 		h["Content-Type"] = jsonValue
 	} else {
@@ -111,8 +113,9 @@ func (o *writer) finish() {
 func (o *writer) fail(status int, text string) {
 	o.status = status
 	o.head()
+	o.w.Header()["X-Content-Type-Options"] = noSniffValue
 	o.w.WriteHeader(status)
-	_, _ = o.w.Write(ErrorBody(text, o.json)) // the client may be gone
+	_, _ = o.w.Write(ErrorBody(text, o.json)) //nolint:gosec // JSON or protobuf, never to be sniffed; the client may be gone
 }
 
 // ErrorBody returns the body of an error: {"error": "..."} on one line, or a

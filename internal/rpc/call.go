@@ -33,16 +33,17 @@ func newIDSource() *idSource {
 	return &idSource{prefix: hex.EncodeToString(b[:]) + "-"}
 }
 
-func (s *idSource) next() string {
+func (s *idSource) text(count uint64) string {
 	var b [32]byte
-	return string(strconv.AppendUint(append(b[:0], s.prefix...), s.count.Add(1), 36))
+	return string(strconv.AppendUint(append(b[:0], s.prefix...), count, 36))
 }
 
 // call is what is known of one HTTP request. The handler goroutine alone
 // touches it.
 type call struct {
 	http.ResponseWriter
-	id        string
+	ids       *idSource
+	count     uint64
 	start     time.Time
 	procedure string
 	// reads is true for procedures without side effects.
@@ -53,9 +54,23 @@ type call struct {
 	status int
 }
 
+// id is the request id, made when somebody asks for it.
+func (c *call) id() string { return c.ids.text(c.count) }
+
+// tellID gives the client of a call that failed the id under which its cause is
+// logged.
+func (c *call) tellID() {
+	if c.ResponseWriter != nil {
+		c.Header()[requestIDHeader] = []string{c.id()}
+	}
+}
+
 func (c *call) WriteHeader(status int) {
 	if c.status == 0 && status >= http.StatusOK {
 		c.status = status
+		if status >= http.StatusBadRequest {
+			c.tellID()
+		}
 	}
 	c.ResponseWriter.WriteHeader(status)
 }
@@ -89,13 +104,13 @@ func (c *Chain) callOf(ctx context.Context) *call {
 	if call, ok := ctx.Value(callKey{}).(*call); ok {
 		return call
 	}
-	return &call{id: c.ids.next(), start: c.now()}
+	return &call{ids: c.ids, count: c.ids.count.Add(1), start: c.now()}
 }
 
 // RequestID returns the id of the call that ctx belongs to, empty outside one.
 func RequestID(ctx context.Context) string {
 	if call, ok := ctx.Value(callKey{}).(*call); ok {
-		return call.id
+		return call.id()
 	}
 	return ""
 }
@@ -107,7 +122,7 @@ func (c *Chain) finish(call *call, r *http.Request) {
 		if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares the value itself
 			panic(v)
 		}
-		c.log.Error("panic in handler", zap.String("request_id", call.id), zap.Any("panic", v), zap.StackSkip("stack", 1))
+		c.log.Error("panic in handler", zap.String("request_id", call.id()), zap.Any("panic", v), zap.StackSkip("stack", 1))
 		call.code, call.coded = connect.CodeInternal, true
 		defer c.abort(call, r)
 	}
@@ -127,7 +142,7 @@ func (c *Chain) finish(call *call, r *http.Request) {
 		zap.String("peer", r.RemoteAddr),
 		zap.String("code", codeName(call.code, failed)),
 		zap.Duration("duration", took),
-		zap.String("request_id", call.id),
+		zap.String("request_id", call.id()),
 	}
 	if call.procedure == "" {
 		fields[0] = zap.String("path", r.URL.Path[:min(len(r.URL.Path), maxLoggedPath)])
@@ -163,7 +178,7 @@ func (c *Chain) abort(call *call, r *http.Request) {
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "no-store")
 	call.WriteHeader(status)
-	_, _ = call.Write([]byte(`{"error": "` + internalText(call.id) + `"}`))
+	_, _ = call.Write([]byte(`{"error": "` + internalText(call.id()) + `"}`))
 }
 
 // grpcStatus reads the status that a gRPC handler has put into its trailers.

@@ -1,44 +1,35 @@
 package rpc
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"strings"
+	"context"
+	"io"
+	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
-	"connectrpc.com/connect"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
 
-// Codec is a Connect codec that can append to a buffer. Connect recycles what
-// Marshal returns, so only MarshalAppend may be given bytes that are kept.
-type Codec interface {
-	connect.Codec
-	MarshalAppend(dst []byte, message any) ([]byte, error)
-}
-
-// Encodings remembers how one message that does not change is encoded, once per
-// codec, so that an answer that is always the same is not encoded again for
-// every caller. The zero value is ready; nil remembers nothing. Its methods may
-// be called from several goroutines.
+// Encodings remembers the one answer that a procedure always gives, encoded
+// once per codec. The zero value is ready; nil remembers nothing. Its methods
+// may be called from several goroutines.
 type Encodings struct {
 	kept atomic.Pointer[kept]
 }
 
-// kept is the message and its encodings, by the name of the codec.
+// kept is an answer and its encodings, by the name of the codec.
 type kept struct {
-	message any
-	mu      sync.Mutex // guards encoded while it is written
-	encoded sync.Map
+	procedure string
+	message   any
+	encoded   sync.Map // string to []byte; a race writes the same bytes twice
 }
 
-// Keep says that m will not be changed any more, and forgets the message that
-// was kept before.
-func (e *Encodings) Keep(m proto.Message) { e.kept.Store(&kept{message: m}) }
+// Keep says that procedure, which takes no arguments, answers m until Keep is
+// called again, and that m will not be changed any more.
+func (e *Encodings) Keep(procedure string, m proto.Message) {
+	e.kept.Store(&kept{procedure: procedure, message: m})
+}
 
 // Codec returns c with the memory of e.
 func (e *Encodings) Codec(c Codec) Codec {
@@ -48,6 +39,16 @@ func (e *Encodings) Codec(c Codec) Codec {
 	return &keptCodec{Codec: c, name: c.Name(), encodings: e}
 }
 
+func (k *kept) load(codec string) ([]byte, bool) {
+	v, ok := k.encoded.Load(codec)
+	if !ok {
+		return nil, false
+	}
+	b, ok := v.([]byte)
+	return b, ok
+}
+
+// keptCodec looks for the message it is given in the memory first.
 type keptCodec struct {
 	Codec
 	name      string
@@ -59,104 +60,116 @@ func (c *keptCodec) MarshalAppend(dst []byte, message any) ([]byte, error) {
 	if k == nil || k.message != message {
 		return c.Codec.MarshalAppend(dst, message)
 	}
-	if b, ok := k.encoded.Load(c.name); ok {
-		return append(dst, b.([]byte)...), nil //nolint:forcetypeassert,revive // only stored below
+	b, ok := k.load(c.name)
+	if !ok {
+		var err error
+		if b, err = c.Codec.MarshalAppend(nil, message); err != nil {
+			return nil, err
+		}
+		k.encoded.Store(c.name, b)
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	b, err := c.Codec.MarshalAppend(nil, message)
-	if err != nil {
-		return nil, err
-	}
-	k.encoded.Store(c.name, b)
 	return append(dst, b...), nil
 }
 
 func (c *keptCodec) Marshal(message any) ([]byte, error) { return c.MarshalAppend(nil, message) }
 
-var (
-	errNotProto  = errors.New("not a protobuf message")
-	errEmptyJSON = errors.New("request body: empty, want a JSON object")
-)
-
-// maxNesting bounds how deep messages nest in a request; ours nest three deep.
-const maxNesting = 32
-
-// protoCodec is binary protobuf, as Connect's own with a bound on nesting and
-// errors that name no Go types.
-type protoCodec struct{}
-
-func (protoCodec) Name() string { return "proto" }
-
-func (c protoCodec) Marshal(message any) ([]byte, error) { return c.MarshalAppend(nil, message) }
-
-func (protoCodec) MarshalAppend(dst []byte, message any) ([]byte, error) {
-	m, ok := message.(proto.Message)
-	if !ok {
-		return nil, errNotProto
+// Kept returns the encoded answer to procedure when it is one that e keeps, has
+// been encoded by that codec before, and is open to everybody. It then counts
+// as the answer of the call that ctx belongs to. The bytes must not be changed.
+func (c *Chain) Kept(ctx context.Context, e *Encodings, procedure, codec string) ([]byte, bool) {
+	if e == nil {
+		return nil, false
 	}
-	return proto.MarshalOptions{}.MarshalAppend(dst, m)
+	k := e.kept.Load()
+	if k == nil || k.procedure != procedure {
+		return nil, false
+	}
+	if guard, listed := c.access[procedure]; !listed || guard != nil {
+		return nil, false
+	}
+	b, ok := k.load(codec)
+	if !ok {
+		return nil, false
+	}
+	call := c.callOf(ctx)
+	call.procedure, call.reads = procedure, true
+	call.code, call.coded = 0, true
+	return b, true
 }
 
-func (protoCodec) Unmarshal(data []byte, message any) error {
-	m, ok := message.(proto.Message)
-	if !ok {
-		return errNotProto
+// WithKept answers the plainest form of a Connect call, POST of an empty
+// message, with what e keeps, and leaves every other request to next. Connect
+// takes longer to unpack such a call than net/http takes to serve it.
+func (c *Chain) WithKept(next http.Handler, e *Encodings) http.Handler {
+	if e == nil {
+		return next
 	}
-	if err := (proto.UnmarshalOptions{RecursionLimit: maxNesting}).Unmarshal(data, m); err != nil {
-		return fmt.Errorf("request body: %s", protoText(err))
-	}
-	return nil
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		codec, ok := plainCall(r)
+		if !ok {
+			next.ServeHTTP(w, r)
+			return
+		}
+		answer, ok := c.Kept(r.Context(), e, r.URL.Path, codec)
+		if !ok {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if r.ContentLength > 0 && !emptyObject(r) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		h := w.Header()
+		h["Content-Type"] = r.Header["Content-Type"]
+		h["Content-Length"] = []string{strconv.Itoa(len(answer))}
+		_, _ = w.Write(answer) //nolint:gosec // bytes of our own, under a content type checked above; the client may be gone
+	})
 }
 
-// MarshalStable and IsBinary let Connect clients and GET requests use the codec.
-func (c protoCodec) MarshalStable(message any) ([]byte, error) { return c.Marshal(message) }
-
-// IsBinary tells Connect that encodings are not text.
-func (protoCodec) IsBinary() bool { return true }
-
-// jsonCodec is protobuf JSON, as Connect's own with a bound on nesting, compact
-// output and errors that name no Go types.
-type jsonCodec struct{ name string }
-
-func (c jsonCodec) Name() string { return c.name }
-
-func (c jsonCodec) Marshal(message any) ([]byte, error) { return c.MarshalAppend(nil, message) }
-
-func (jsonCodec) MarshalAppend(dst []byte, message any) ([]byte, error) {
-	m, ok := message.(proto.Message)
-	if !ok {
-		return nil, errNotProto
+// plainCall tells whether r can only be a Connect unary call without options,
+// and names its codec.
+func plainCall(r *http.Request) (codec string, ok bool) {
+	h := r.Header
+	if r.Method != http.MethodPost || len(h["Content-Type"]) != 1 ||
+		len(h["Content-Encoding"]) != 0 || len(h["Connect-Timeout-Ms"]) != 0 {
+		return "", false
 	}
-	b, err := protojson.Marshal(m)
-	if err != nil {
-		return nil, err
+	if v := h["Connect-Protocol-Version"]; len(v) > 0 && v[0] != "1" {
+		return "", false
 	}
-	// protojson varies its white space on purpose.
-	buf := bytes.NewBuffer(dst)
-	err = json.Compact(buf, b)
-	return buf.Bytes(), err
+	switch h["Content-Type"][0] {
+	case "application/json":
+		return "json", r.ContentLength == int64(len("{}"))
+	case "application/proto":
+		return "proto", r.ContentLength == 0
+	default:
+		return "", false
+	}
 }
 
-func (jsonCodec) Unmarshal(data []byte, message any) error {
-	m, ok := message.(proto.Message)
-	if !ok {
-		return errNotProto
+// emptyObject reads a body of two bytes and tells whether it is {}. Otherwise
+// it puts back what it has read.
+func emptyObject(r *http.Request) bool {
+	var b [2]byte
+	n, err := io.ReadFull(r.Body, b[:])
+	if err == nil && string(b[:]) == "{}" {
+		return true
 	}
-	if len(data) == 0 {
-		return errEmptyJSON
-	}
-	// Unknown fields are skipped so that both sides need not be of one version.
-	o := protojson.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: maxNesting}
-	if err := o.Unmarshal(data, m); err != nil {
-		return fmt.Errorf("request body: %s", protoText(err))
-	}
-	return nil
+	r.Body = &unread{ReadCloser: r.Body, read: b[:n]}
+	return false
 }
 
-// protoText is the text of an error of the protobuf module without its prefix,
-// which ends in either kind of space.
-func protoText(err error) string {
-	text := strings.TrimPrefix(err.Error(), "proto:")
-	return strings.TrimLeft(text, " \u00a0")
+// unread is a body of which some has been read already.
+type unread struct {
+	io.ReadCloser
+	read []byte
+}
+
+func (u *unread) Read(p []byte) (int, error) {
+	if len(u.read) > 0 {
+		n := copy(p, u.read)
+		u.read = u.read[n:]
+		return n, nil
+	}
+	return u.ReadCloser.Read(p)
 }

@@ -64,13 +64,14 @@ func (c *Chain) recovered(ctx context.Context, req connect.AnyRequest, next conn
 func (c *Chain) public(call *call, err error) *connect.Error {
 	code, text, mapped := c.errors.Lookup(err)
 	if !mapped {
-		code, text = connect.CodeInternal, internalText(call.id)
-		c.log.Error("call failed", zap.String("request_id", call.id), zap.String("procedure", call.procedure), zap.Error(err))
+		code, text = connect.CodeInternal, internalText(call.id())
+		c.log.Error("call failed", zap.String("request_id", call.id()), zap.String("procedure", call.procedure), zap.Error(err))
 	} else {
-		c.log.Info("call refused", zap.String("request_id", call.id), zap.String("procedure", call.procedure),
+		c.log.Info("call refused", zap.String("request_id", call.id()), zap.String("procedure", call.procedure),
 			zap.String("code", code.String()), zap.Error(err))
 	}
 	call.code, call.coded = code, true
+	call.tellID()
 	out := connect.NewError(code, publicText(text))
 	if code == connect.CodeUnauthenticated {
 		out.Meta().Set("WWW-Authenticate", "Bearer")

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -34,10 +35,12 @@ func newMetrics(reg prometheus.Registerer, access Access) (*metrics, error) {
 		Name: "teekms_rpc_duration_seconds", Help: "Time from the request's headers to the end of its answer.",
 		Buckets: []float64{.0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5, 30},
 	}, []string{"procedure"})
-	for _, c := range []prometheus.Collector{calls, seconds} {
-		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("registering metrics: %w", err)
-		}
+	calls, err := register(reg, calls)
+	if err != nil {
+		return nil, err
+	}
+	if seconds, err = register(reg, seconds); err != nil {
+		return nil, err
 	}
 	m := &metrics{byProcedure: make(map[string]*procedureMetrics, len(access)+1)}
 	for procedure := range access {
@@ -45,6 +48,21 @@ func newMetrics(reg prometheus.Registerer, access Access) (*metrics, error) {
 	}
 	m.byProcedure[otherProcedure] = newProcedureMetrics(calls, seconds, otherProcedure)
 	return m, nil
+}
+
+// register registers c, or returns the collector of the same name that another
+// listener's chain has registered before.
+func register[C prometheus.Collector](reg prometheus.Registerer, c C) (C, error) {
+	err := reg.Register(c)
+	if err == nil {
+		return c, nil
+	}
+	if already, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
+		if existing, ok := already.ExistingCollector.(C); ok {
+			return existing, nil
+		}
+	}
+	return c, fmt.Errorf("registering metrics: %w", err)
 }
 
 func newProcedureMetrics(calls *prometheus.CounterVec, seconds *prometheus.HistogramVec, procedure string) *procedureMetrics {

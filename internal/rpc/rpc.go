@@ -114,9 +114,8 @@ func (c *Chain) Options(enc *Encodings) []connect.HandlerOption {
 // and the last recovery from panics around next.
 func (c *Chain) Wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		call := &call{ResponseWriter: w, id: c.ids.next(), start: c.now()}
+		call := &call{ResponseWriter: w, ids: c.ids, count: c.ids.count.Add(1), start: c.now()}
 		defer c.finish(call, r)
-		w.Header()[requestIDHeader] = []string{call.id}
 		r = r.WithContext(withCall(r.Context(), call))
 		if r.Body != nil && r.Body != http.NoBody {
 			// Connect reads what is too large to its end, to keep the

@@ -39,10 +39,11 @@ func (h *health) Check(_ context.Context, req *grpchealth.CheckRequest) (*grpche
 	if req.Service != "" && req.Service != h.service {
 		return nil, connect.NewError(connect.CodeNotFound, errUnknownService)
 	}
+	status := grpchealth.StatusServing
 	if h.ready() != nil {
-		return &grpchealth.CheckResponse{Status: grpchealth.StatusNotServing}, nil
+		status = grpchealth.StatusNotServing
 	}
-	return &grpchealth.CheckResponse{Status: grpchealth.StatusServing}, nil
+	return &grpchealth.CheckResponse{Status: status}, nil
 }
 
 type constError string

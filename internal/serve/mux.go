@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -56,9 +57,9 @@ func NewMux(c MuxConfig) (http.Handler, error) {
 	if c.Chain == nil || c.Service.Descriptor == nil || c.Service.New == nil {
 		return nil, errors.New("making the mux: Chain, Service.Descriptor and Service.New are required")
 	}
-	m := &mux{plain: http.NewServeMux(), header: make(http.Header)}
+	m := &mux{plain: http.NewServeMux()}
 	for k, v := range c.Header {
-		m.header.Set(k, v)
+		m.header = append(m.header, headerLine{key: http.CanonicalHeaderKey(k), value: []string{v}})
 	}
 	if err := m.mountService(c); err != nil {
 		return nil, err
@@ -77,19 +78,22 @@ func NewMux(c MuxConfig) (http.Handler, error) {
 // mux routes the two paths of RPC itself, because they are hot and known, and
 // leaves the rest to an http.ServeMux.
 type mux struct {
-	header      http.Header
+	header      []headerLine
 	connectPath string
 	connect     http.Handler
 	prpc        http.Handler
 	plain       *http.ServeMux
 }
 
+// headerLine is a header of every answer, ready to be put into its map.
+type headerLine struct {
+	key   string
+	value []string
+}
+
 func (m *mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if len(m.header) > 0 {
-		h := w.Header()
-		for k, v := range m.header {
-			h[k] = v
-		}
+	for _, line := range m.header {
+		w.Header()[line.key] = line.value
 	}
 	switch {
 	case strings.HasPrefix(r.URL.Path, prpc.Prefix):
@@ -110,7 +114,11 @@ func (m *mux) mountService(c MuxConfig) error {
 	m.connectPath, m.connect = c.Service.New(options...)
 	m.prpc, err = prpc.New(prpc.Config{
 		Service: c.Service.Descriptor, Next: m.connect, Codec: codec, MaxBytes: c.Chain.ReadMaxBytes(),
+		Kept: func(ctx context.Context, procedure, codec string) ([]byte, bool) {
+			return c.Chain.Kept(ctx, c.Service.Encodings, procedure, codec)
+		},
 	})
+	m.connect = c.Chain.WithKept(m.connect, c.Service.Encodings)
 	return err
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/gen/kms/v1/kmsv1connect"
@@ -78,7 +79,7 @@ func New(c Config) (*Service, error) {
 	if len(c.K256Public) != k256PublicSize {
 		return nil, fmt.Errorf("making the KMS service: K256Public has %d bytes, want %d", len(c.K256Public), k256PublicSize)
 	}
-	s := &Service{meta: &kmsv1.GetMetaResponse{
+	s := &Service{meta: proto.CloneOf(&kmsv1.GetMetaResponse{
 		CaCert:                string(c.RootCertificate),
 		AllowAnyUpgrade:       c.Facts.AllowAnyUpgrade,
 		K256Pubkey:            c.K256Public,
@@ -90,8 +91,8 @@ func New(c Config) (*Service, error) {
 		AppAuthImplementation: c.Facts.AppImplementation,
 		TrustRootSha256:       c.TrustRootSHA256,
 		InsecureSettings:      c.InsecureSettings,
-	}}
-	s.encodings.Keep(s.meta)
+	})}
+	s.encodings.Keep(kmsv1connect.KMSGetMetaProcedure, s.meta)
 	return s, nil
 }
 
