@@ -45,6 +45,7 @@ type Config struct {
 // Check checks every link of s. Its error is about cfg alone; what is wrong
 // with s is in the Report.
 func Check(ctx context.Context, s *subject.Subject, cfg Config) (*Report, error) {
+	cfg.Collateral = &once{cfg.Collateral, map[tdx.FMSPC]*tdx.Collateral{}}
 	verifier, err := tdx.NewVerifier(tdx.Config{
 		TrustAnchor: cfg.TrustAnchor, Collateral: cfg.Collateral,
 		Now: func() time.Time { return cfg.At },
@@ -146,9 +147,9 @@ func (c *checker) step(s tdx.Step) Link {
 	}
 	switch {
 	case s.Link == attest.LinkChain && c.r.TrustRootIsIntel:
-		l.Detail += ", which is Intel's"
+		l.Detail += "; the root is Intel's"
 	case s.Link == attest.LinkChain:
-		l.Detail += ", which is NOT Intel's"
+		l.Detail += "; the root is NOT Intel's"
 	case s.Link == attest.LinkEventLog && len(c.s.Record.EventLog) == 0:
 		return skipped(s.Link, "the record has none")
 	}

@@ -1,7 +1,17 @@
 package record
 
-import "errors"
+import "teekms/internal/attest/versioned"
 
-func splitAttestation([]byte) (quote, eventLog []byte, err error) {
-	return nil, nil, errors.New("not supported")
+// splitAttestation takes quote and event log out of what a newer peer has in
+// their place.
+func splitAttestation(wire []byte) (quote, eventLog []byte, err error) {
+	a, err := versioned.Parse(wire)
+	if err != nil {
+		return nil, nil, err
+	}
+	ev, err := a.Evidence()
+	if err != nil {
+		return nil, nil, err
+	}
+	return ev.Quote, ev.EventLog, nil
 }

@@ -32,7 +32,9 @@ const (
 type Printer struct {
 	w     io.Writer
 	color bool
-	err   error
+	// indent stands before every marked line.
+	indent string
+	err    error
 }
 
 // New returns a Printer that writes to w, in color if w is a terminal and the
@@ -58,7 +60,7 @@ func (p *Printer) Line(format string, args ...any) {
 // Marked writes a mark, a name padded to width characters, and text.
 func (p *Printer) Marked(m Mark, name string, width int, text string) {
 	pad := strings.Repeat(" ", max(0, width-utf8.RuneCountInString(name)))
-	line := "  " + p.paint(m) + " " + printable(name) + pad + "  " + printable(text)
+	line := p.indent + "  " + p.paint(m) + " " + printable(name) + pad + "  " + printable(text)
 	p.write(strings.TrimRight(line, " ") + "\n")
 }
 
@@ -72,6 +74,14 @@ func (p *Printer) Bold(m Mark, format string, args ...any) {
 		text = p.paint(m) + " " + text
 	}
 	p.write(text + "\n")
+}
+
+// Indented has f write its marked lines further to the right.
+func (p *Printer) Indented(f func(*Printer)) {
+	before := p.indent
+	p.indent += "    "
+	f(p)
+	p.indent = before
 }
 
 // Err returns the first error of writing.

@@ -1,0 +1,244 @@
+// Package demo shows the whole main job on one machine, with the real programs
+// and a software trust domain: bootstrap, verification, the serving KMS.
+package demo
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"teekms/cmd/kmsctl/internal/chain"
+	"teekms/cmd/kmsctl/internal/terminal"
+	onboardv1 "teekms/gen/onboard/v1"
+)
+
+// Domain is the name of the KMS. Names under localhost are everybody's own
+// machine (RFC 6761 §6.3).
+const Domain = "kms.localhost"
+
+// stepTimeout bounds every step.
+const stepTimeout = 30 * time.Second
+
+// Simulated is the one line that says what a software trust domain means.
+const Simulated = "The trust domain is simulated: quotes are real in form and verified for real, but the root they lead to " +
+	"is a file on this machine, so they prove nothing about hardware."
+
+// Config says how to demonstrate. All but Dir is required.
+type Config struct {
+	// Dir is where everything is kept, made when missing; empty is a
+	// temporary directory that is removed at the end.
+	Dir string
+	// Exit ends after the steps instead of staying up.
+	Exit bool
+	// JSON prints one JSON object a line.
+	JSON bool
+	// Printer writes for people, Stdout gets JSON, Stderr logs of what failed.
+	Printer        *terminal.Printer
+	Stdout, Stderr io.Writer
+	// Find returns the path of a program of this product.
+	Find func(name string) (string, error)
+	// Now is the clock.
+	Now func() time.Time
+}
+
+// Run demonstrates until ctx ends, or until the steps are done. It leaves no
+// process behind, nor a directory of its own making.
+func Run(ctx context.Context, cfg Config) (err error) {
+	d := &demo{cfg: cfg}
+	defer func() { err = errors.Join(err, d.cleanUp()) }()
+	d.sayWhatItIs()
+	for _, s := range d.steps() {
+		if err := d.do(ctx, s); err != nil {
+			return err
+		}
+	}
+	if cfg.Exit {
+		return nil
+	}
+	if err := d.sayWhatToTry(); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-d.kms.ended:
+		d.showLog(d.kms)
+		return fmt.Errorf("dstack-kms ended: %w", d.kms.err)
+	}
+}
+
+// demo is one demonstration; the steps fill it in their order.
+type demo struct {
+	cfg Config
+	dir string
+	// made says that dir is a temporary one.
+	made bool
+
+	programs          map[string]string
+	onboardPort, port *reservation
+	onboarder, kms    *process
+	record            *onboardv1.BootstrapResponse
+	pinned            *http.Client
+	links             []chain.Link // of the last verification
+}
+
+type step struct {
+	name string
+	// do returns what is worth telling.
+	do func(*demo, context.Context) (string, error)
+}
+
+func (d *demo) steps() []step {
+	return []step{
+		{"find the programs", (*demo).findPrograms},
+		{"write the configuration", (*demo).configure},
+		{"start dstack-onboard", (*demo).startOnboard},
+		{"bootstrap " + Domain, (*demo).bootstrap},
+		{"verify the quote", (*demo).verifyAnswer},
+		{"finish setup", (*demo).finish},
+		{"start dstack-kms", (*demo).startKMS},
+		{"read GetMeta over TLS", (*demo).getMeta},
+		{"verify the running KMS", (*demo).verifyURL},
+	}
+}
+
+// do does one step within its time and tells how it went.
+func (d *demo) do(ctx context.Context, s step) error {
+	begin := d.cfg.Now()
+	d.links = nil
+	limited, cancel := context.WithTimeout(ctx, stepTimeout)
+	detail, err := s.do(d, limited)
+	cancel()
+	if err != nil && ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
+	d.tell(s.name, d.cfg.Now().Sub(begin), detail, err)
+	if err == nil {
+		return nil
+	}
+	for _, p := range []*process{d.onboarder, d.kms} {
+		if p != nil {
+			d.showLog(p)
+		}
+	}
+	return fmt.Errorf("%s: %w", s.name, err)
+}
+
+// told is a step in JSON.
+type told struct {
+	Step         string       `json:"step"`
+	OK           bool         `json:"ok"`
+	Milliseconds float64      `json:"ms"`
+	Detail       string       `json:"detail"`
+	Error        string       `json:"error"`
+	Links        []chain.Link `json:"links,omitempty"`
+}
+
+func (d *demo) tell(name string, took time.Duration, detail string, err error) {
+	if d.cfg.JSON {
+		t := told{Step: name, OK: err == nil, Milliseconds: float64(took.Microseconds()) / 1000, Detail: detail, Links: d.links}
+		if err != nil {
+			t.Error = err.Error()
+		}
+		d.writeJSON(t)
+		return
+	}
+	mark := terminal.Good
+	if err != nil {
+		mark, detail = terminal.Bad, err.Error()
+	}
+	p := d.cfg.Printer
+	p.Marked(mark, name, 24, fmt.Sprintf("%6.1f ms  %s", float64(took.Microseconds())/1000, detail))
+	if d.links != nil {
+		report := chain.Report{Links: d.links}
+		p.Indented(report.WriteLinks)
+	}
+}
+
+func (d *demo) writeJSON(v any) {
+	// A reader that left is told by the exit code of its own pipe.
+	_ = json.NewEncoder(d.cfg.Stdout).Encode(v)
+}
+
+func (d *demo) sayWhatItIs() {
+	if d.cfg.JSON {
+		d.writeJSON(map[string]any{"simulated": true, "meaning": Simulated})
+		return
+	}
+	d.cfg.Printer.Line("%s", Simulated)
+	d.cfg.Printer.Line("")
+}
+
+// showLog shows the end of a server's log where something failed.
+func (d *demo) showLog(p *process) {
+	fmt.Fprintf(d.cfg.Stderr, "Last lines of %s:\n", p.log) //nolint:errcheck // there is no one left to tell
+	for _, line := range p.tail() {
+		fmt.Fprintf(d.cfg.Stderr, "    %s\n", line) //nolint:errcheck // as above
+	}
+}
+
+// cleanUp ends the servers and removes what is not to be kept.
+func (d *demo) cleanUp() error {
+	var errs []error
+	for _, r := range []*reservation{d.onboardPort, d.port} {
+		if r != nil {
+			r.release()
+		}
+	}
+	if d.pinned != nil {
+		d.pinned.CloseIdleConnections()
+	}
+	for _, p := range []*process{d.kms, d.onboarder} {
+		if p != nil {
+			errs = append(errs, p.stop())
+		}
+	}
+	if d.made {
+		errs = append(errs, os.RemoveAll(d.dir))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *demo) path(elem ...string) string { return filepath.Join(append([]string{d.dir}, elem...)...) }
+
+// reservation holds a free port of the loopback address until it is used.
+type reservation struct {
+	port int
+	l    net.Listener
+}
+
+func reserve(ctx context.Context) (*reservation, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("finding a free port: %w", err)
+	}
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		return nil, errors.Join(errors.New("finding a free port: not TCP"), l.Close())
+	}
+	return &reservation{addr.Port, l}, nil
+}
+
+// release frees the port. It may be called again.
+func (r *reservation) release() { _ = r.l.Close() }
+
+func (r *reservation) host() string { return fmt.Sprintf("127.0.0.1:%d", r.port) }
+
+// pinnedClient is a client that trusts this root alone and expects the KMS's
+// name, wherever it connects to.
+func pinnedClient(root *x509.CertPool) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		ForceAttemptHTTP2: true,
+		TLSClientConfig:   &tls.Config{RootCAs: root, ServerName: Domain, MinVersion: tls.VersionTLS13},
+	}}
+}
