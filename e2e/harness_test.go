@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -143,15 +144,30 @@ func runCmd(t testing.TB, cmd *exec.Cmd) (code int, stdout, stderr string) {
 	return code, p.stdout.String(), p.stderr.String()
 }
 
-// freePort returns a port of the loopback address that nobody listens on.
+// portsGiven are the ports that freePort has returned.
+var portsGiven sync.Map
+
+// freePort returns a port of the loopback address that nobody listens on, never
+// the same twice. It lies below those that the kernel takes for outgoing
+// connections, which could take it away before it is used.
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 10000 + rand.IntN(22000)
+		if _, taken := portsGiven.LoadOrStore(port, true); taken {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return port
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port")
+	return 0
 }
 
 // kmsDir is a place for one KMS: a configuration file, a key directory, a

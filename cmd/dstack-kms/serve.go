@@ -24,11 +24,13 @@ func serveKMS(ctx context.Context, n *node.Node) error {
 	if err != nil {
 		return err
 	}
-	tlsConfig, err := serverTLS(ctx, n)
+	// The address comes first: a start that ends here has written nothing.
+	listener, err := node.Listen(ctx, n.Config.RPC.Address, n.Config.RPC.Port)
 	if err != nil {
 		return err
 	}
-	listener, err := node.Listen(ctx, n.Config.RPC.Address, n.Config.RPC.Port)
+	defer listener.Close() //nolint:errcheck // serve.Run has closed it, unless that was never reached
+	tlsConfig, err := serverTLS(ctx, n)
 	if err != nil {
 		return err
 	}
@@ -106,5 +108,10 @@ func serverTLS(ctx context.Context, n *node.Node) (*tls.Config, error) {
 	if n.Config.RPC.InsecurePlaintext {
 		return nil, nil //nolint:nilnil // nil is "no TLS" to the standard library too
 	}
-	return certificate.TLSConfig(), nil
+	tlsConfig := certificate.TLSConfig()
+	if n.Config.RPC.TLS.Mutual.Mandatory {
+		// Any certificate: clients are known by Evidence, not by a CA.
+		tlsConfig.ClientAuth = tls.RequireAnyClientCert
+	}
+	return tlsConfig, nil
 }
