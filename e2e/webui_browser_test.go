@@ -15,6 +15,7 @@ import (
 	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
@@ -205,15 +206,16 @@ func (p *tab) click(id string) {
 	p.do(chromedp.Click(chromedp.ID(id), chromedp.NodeVisible))
 }
 
-// fill replaces what is in a field, as a user does: select all, type.
+// fill replaces what is in a field, as a user does: select all, delete, paste.
 func (p *tab) fill(id, text string) {
 	p.t.Helper()
 	p.do(chromedp.Focus(chromedp.ID(id), chromedp.NodeVisible))
 	eval[bool](p, fmt.Sprintf(`document.getElementById(%q).select() === undefined`, id))
 	p.press(kb.Backspace)
-	if text != "" {
-		p.press(text)
-	}
+	p.do(chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		_, err := cdp.Call(ctx, t, input.InsertText, input.InsertTextParams{Text: text})
+		return err
+	}))
 }
 
 // press sends key strokes to whatever has the focus.

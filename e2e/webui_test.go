@@ -341,9 +341,10 @@ func testWebUISetupToken(t *testing.T, b *browserTest) {
 
 	p.fill("token", "wrong")
 	p.click("submit")
-	p.until(`document.getElementById('token-error').textContent.includes('token') && !document.getElementById('view-domain').hidden`)
-	if got := p.text("token-error"); got == "" || got == "Enter the setup token." {
-		t.Errorf("for a wrong token the page says %q, want the service's sentence", got)
+	p.until(`document.getElementById('token-error').textContent.includes('refused')`)
+	const refused = "The setup token was refused: the bearer token is wrong."
+	if got := p.text("token-error"); got != refused {
+		t.Errorf("for a wrong token the page says %q, want %q", got, refused)
 	}
 	p.wantFocus("token")
 	p.audit("2-token-refused")

@@ -31,7 +31,15 @@ func serve(t *testing.T, c webui.Config) *httptest.Server {
 	return s
 }
 
-func do(t *testing.T, method, url string, header http.Header) (*http.Response, string) {
+// answer is an HTTP answer whose body was read.
+type answer struct {
+	status int
+	header http.Header
+	length int64 // as announced
+	body   string
+}
+
+func do(t *testing.T, method, url string, header http.Header) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, http.NoBody)
 	if err != nil {
@@ -49,18 +57,18 @@ func do(t *testing.T, method, url string, header http.Header) (*http.Response, s
 	if err != nil {
 		t.Fatalf("%s %s: reading the body: %v", method, url, err)
 	}
-	return resp, string(body)
+	return answer{resp.StatusCode, resp.Header, resp.ContentLength, string(body)}
 }
 
 func TestEveryFileIsServedWithItsTypeAndTheHeaders(t *testing.T) {
 	s := serve(t, webui.Config{})
 	for path, contentType := range assets {
 		t.Run(path, func(t *testing.T) {
-			resp, body := do(t, http.MethodGet, s.URL+path, nil)
-			if resp.StatusCode != http.StatusOK || body == "" {
-				t.Fatalf("GET %s = %d with %d bytes, want 200 with a body", path, resp.StatusCode, len(body))
+			resp := do(t, http.MethodGet, s.URL+path, nil)
+			if resp.status != http.StatusOK || resp.body == "" {
+				t.Fatalf("GET %s = %d with %d bytes, want 200 with a body", path, resp.status, len(resp.body))
 			}
-			if got := resp.Header.Get("Content-Type"); got != contentType {
+			if got := resp.header.Get("Content-Type"); got != contentType {
 				t.Errorf("GET %s: Content-Type = %q, want %q", path, got, contentType)
 			}
 			checkHeaders(t, resp, map[string]string{"Cache-Control": "no-cache"})
@@ -68,7 +76,7 @@ func TestEveryFileIsServedWithItsTypeAndTheHeaders(t *testing.T) {
 	}
 }
 
-func checkHeaders(t *testing.T, resp *http.Response, more map[string]string) {
+func checkHeaders(t *testing.T, resp answer, more map[string]string) {
 	t.Helper()
 	want := map[string]string{
 		"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
@@ -83,7 +91,7 @@ func checkHeaders(t *testing.T, resp *http.Response, more map[string]string) {
 		want[name] = value
 	}
 	for name, value := range want {
-		if got := resp.Header.Values(name); len(got) != 1 || got[0] != value {
+		if got := resp.header.Values(name); len(got) != 1 || got[0] != value {
 			t.Errorf("%s = %q, want one %q", name, got, value)
 		}
 	}
@@ -97,9 +105,9 @@ func TestAnotherPathIsNotFoundInPlainText(t *testing.T) {
 	}
 	for _, path := range tests {
 		t.Run(path, func(t *testing.T) {
-			resp, body := do(t, http.MethodGet, s.URL+path, nil)
-			if resp.StatusCode != http.StatusNotFound || body != "not found\n" {
-				t.Errorf("GET %s = %d %q, want 404 %q", path, resp.StatusCode, body, "not found\n")
+			resp := do(t, http.MethodGet, s.URL+path, nil)
+			if resp.status != http.StatusNotFound || resp.body != "not found\n" {
+				t.Errorf("GET %s = %d %q, want 404 %q", path, resp.status, resp.body, "not found\n")
 			}
 			checkHeaders(t, resp, map[string]string{"Content-Type": "text/plain; charset=utf-8"})
 		})
@@ -109,23 +117,23 @@ func TestAnotherPathIsNotFoundInPlainText(t *testing.T) {
 func TestOnlyGetAndHeadAreServed(t *testing.T) {
 	s := serve(t, webui.Config{})
 	for _, path := range []string{"/", "/assets/app.js"} {
-		get, whole := do(t, http.MethodGet, s.URL+path, nil)
-		head, body := do(t, http.MethodHead, s.URL+path, nil)
-		if head.StatusCode != http.StatusOK || body != "" || head.ContentLength != int64(len(whole)) {
+		get := do(t, http.MethodGet, s.URL+path, nil)
+		head := do(t, http.MethodHead, s.URL+path, nil)
+		if head.status != http.StatusOK || head.body != "" || head.length != int64(len(get.body)) {
 			t.Errorf("HEAD %s = %d, %d bytes, Content-Length %d; want 200, none, %d",
-				path, head.StatusCode, len(body), head.ContentLength, len(whole))
+				path, head.status, len(head.body), head.length, len(get.body))
 		}
-		if head.Header.Get("ETag") != get.Header.Get("ETag") {
-			t.Errorf("HEAD %s: ETag = %q, want that of GET, %q", path, head.Header.Get("ETag"), get.Header.Get("ETag"))
+		if head.header.Get("ETag") != get.header.Get("ETag") {
+			t.Errorf("HEAD %s: ETag = %q, want that of GET, %q", path, head.header.Get("ETag"), get.header.Get("ETag"))
 		}
 		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions, "PROPFIND"} {
-			resp, body := do(t, method, s.URL+path, nil)
-			if resp.StatusCode != http.StatusMethodNotAllowed || resp.Header.Get("Allow") != "GET, HEAD" {
+			resp := do(t, method, s.URL+path, nil)
+			if resp.status != http.StatusMethodNotAllowed || resp.header.Get("Allow") != "GET, HEAD" {
 				t.Errorf("%s %s = %d, Allow %q; want 405, %q",
-					method, path, resp.StatusCode, resp.Header.Get("Allow"), "GET, HEAD")
+					method, path, resp.status, resp.header.Get("Allow"), "GET, HEAD")
 			}
-			if body != "method not allowed\n" {
-				t.Errorf("%s %s: body = %q, want %q", method, path, body, "method not allowed\n")
+			if resp.body != "method not allowed\n" {
+				t.Errorf("%s %s: body = %q, want %q", method, path, resp.body, "method not allowed\n")
 			}
 			checkHeaders(t, resp, nil)
 		}
@@ -136,8 +144,8 @@ func TestAFileThatDidNotChangeIsNotSentAgain(t *testing.T) {
 	s := serve(t, webui.Config{})
 	seen := map[string]string{}
 	for path := range assets {
-		resp, _ := do(t, http.MethodGet, s.URL+path, nil)
-		etag := resp.Header.Get("ETag")
+		resp := do(t, http.MethodGet, s.URL+path, nil)
+		etag := resp.header.Get("ETag")
 		if !regexp.MustCompile(`^"[0-9a-f]{32}"$`).MatchString(etag) {
 			t.Errorf("GET %s: ETag = %q, want a strong tag", path, etag)
 		}
@@ -145,18 +153,18 @@ func TestAFileThatDidNotChangeIsNotSentAgain(t *testing.T) {
 			t.Errorf("%s and %s have the same ETag %s, want different ones", path, other, etag)
 		}
 		seen[etag] = path
-		again, body := do(t, http.MethodGet, s.URL+path, http.Header{"If-None-Match": {etag}})
-		if again.StatusCode != http.StatusNotModified || body != "" {
-			t.Errorf("GET %s with its ETag = %d with %d bytes, want 304 with none", path, again.StatusCode, len(body))
+		again := do(t, http.MethodGet, s.URL+path, http.Header{"If-None-Match": {etag}})
+		if again.status != http.StatusNotModified || again.body != "" {
+			t.Errorf("GET %s with its ETag = %d with %d bytes, want 304 with none", path, again.status, len(again.body))
 		}
 	}
 }
 
 func TestTheETagOfThePageFollowsItsContent(t *testing.T) {
-	one, _ := do(t, http.MethodGet, serve(t, webui.Config{Version: "1"}).URL, nil)
-	two, _ := do(t, http.MethodGet, serve(t, webui.Config{Version: "2"}).URL, nil)
-	if one.Header.Get("ETag") == two.Header.Get("ETag") {
-		t.Errorf("ETag of versions 1 and 2 = %q, want different ones", one.Header.Get("ETag"))
+	one := do(t, http.MethodGet, serve(t, webui.Config{Version: "1"}).URL, nil)
+	two := do(t, http.MethodGet, serve(t, webui.Config{Version: "2"}).URL, nil)
+	if one.header.Get("ETag") == two.header.Get("ETag") {
+		t.Errorf("ETag of versions 1 and 2 = %q, want different ones", one.header.Get("ETag"))
 	}
 }
 
@@ -182,7 +190,7 @@ func TestThePageSaysWhatItsConfigSays(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, body := do(t, http.MethodGet, serve(t, tt.config).URL, nil)
+			body := do(t, http.MethodGet, serve(t, tt.config).URL, nil).body
 			for _, want := range tt.want {
 				if !strings.Contains(body, want) {
 					t.Errorf("the page lacks %q", want)
@@ -210,7 +218,7 @@ func TestNothingWorksAroundThePolicy(t *testing.T) {
 		"external file":        regexp.MustCompile(`(?i)(?:src|href|action)\s*=\s*"(?:https?:)?//|url\(\s*['"]?(?:https?:)?//|@import|fetch\(\s*['"\x60](?:https?:)?//`),
 	}
 	for path := range assets {
-		_, body := do(t, http.MethodGet, s.URL+path, nil)
+		body := do(t, http.MethodGet, s.URL+path, nil).body
 		for what, re := range forbidden {
 			if hit := re.FindString(body); hit != "" {
 				t.Errorf("%s has an %s: %q", path, what, hit)
@@ -240,7 +248,7 @@ func TestEveryReferenceIsServed(t *testing.T) {
 	refs := regexp.MustCompile(`(?:src|href)="([^"]+)"|from '\./([^']+)'`)
 	found := 0
 	for path := range assets {
-		_, body := do(t, http.MethodGet, s.URL+path, nil)
+		body := do(t, http.MethodGet, s.URL+path, nil).body
 		for _, m := range refs.FindAllStringSubmatch(body, -1) {
 			ref := "/" + m[1]
 			if m[2] != "" {
@@ -258,7 +266,7 @@ func TestEveryReferenceIsServed(t *testing.T) {
 }
 
 func TestThePageWorksWithoutScripts(t *testing.T) {
-	_, body := do(t, http.MethodGet, serve(t, webui.Config{}).URL, nil)
+	body := do(t, http.MethodGet, serve(t, webui.Config{}).URL, nil).body
 	_, rest, ok := strings.Cut(body, "<noscript>")
 	text, _, closed := strings.Cut(rest, "</noscript>")
 	if !ok || !closed {

@@ -2,7 +2,7 @@
 
 // CallError says why a call brought no answer. kind is one of
 //   refused  the service said no; message is its own sentence
-//   token    the setup token is missing or wrong; message as above
+//   token    the setup token is missing or wrong
 //   lost     no answer came: whether the call had its effect is unknown
 //   strange  something answered, but not the Onboard service
 export class CallError extends Error {
@@ -62,7 +62,10 @@ function understand(response, text) {
   if (typeof answer?.error !== 'string' || answer.error === '') {
     throw new CallError('strange', `The service answered ${describe(response)} and gave no reason.`);
   }
-  throw new CallError(response.status === 401 ? 'token' : 'refused', answer.error);
+  if (response.status === 401) {
+    throw new CallError('token', `The setup token was refused: ${answer.error}.`);
+  }
+  throw new CallError('refused', answer.error);
 }
 
 function describe(response) {
