@@ -18,6 +18,10 @@ import (
 // MaxSize bounds an encoded attestation, in bytes.
 const MaxSize = 10 << 20
 
+// ErrUnsupported says that an attestation is of a version or a kind that this
+// package does not read. It may be a good one all the same.
+var ErrUnsupported = errors.New("not supported")
+
 // Attestation is a version 0 attestation of a TDX guest:
 //
 //	00                 version 0
@@ -70,7 +74,7 @@ func checkVersion(b byte) error {
 	case b == versionSCALE:
 		return nil
 	case b >= 0x80 && b <= 0x8f, b == 0xde, b == 0xdf:
-		return errors.New("version 1 (MessagePack) is not supported")
+		return fmt.Errorf("version 1 (MessagePack) is %w", ErrUnsupported)
 	}
 	return fmt.Errorf("unknown format 0x%02x", b)
 }
@@ -97,7 +101,7 @@ func parse(b []byte) (*Attestation, error) {
 		return nil, err
 	}
 	if b[1] != kindTDX {
-		return nil, fmt.Errorf("%s is not supported, only TDX", kindName(b[1]))
+		return nil, fmt.Errorf("%s is %w, only TDX", kindName(b[1]), ErrUnsupported)
 	}
 	d := decoder{b[2:]}
 	a := new(Attestation)
