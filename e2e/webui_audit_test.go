@@ -16,16 +16,14 @@ func (p *tab) audit(state string) {
 	p.t.Helper()
 	p.auditTree(state)
 	p.auditStructure(state)
-	for _, scheme := range []string{"light", "dark"} {
+	for _, scheme := range []string{"dark", "light"} {
 		p.prefers(scheme, "no-preference")
 		p.auditContrast(state + ", " + scheme)
 		p.screenshot(state + "-" + scheme)
 	}
 	p.do(chromedp.EmulateViewport(phoneWidth, 780, chromedp.EmulateMobile))
 	p.auditWidth(state)
-	p.screenshot(state + "-phone-dark")
-	p.prefers("light", "no-preference")
-	p.screenshot(state + "-phone-light")
+	p.screenshot(state + "-phone")
 	p.do(chromedp.EmulateReset(), chromedp.EmulateViewport(1280, 900))
 }
 
