@@ -11,13 +11,13 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
-	kmsv1 "teekms/gen/kms/v1"
 	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/rpc"
 	"teekms/internal/serve"
@@ -35,7 +35,7 @@ func fill(n int, seed byte) []byte {
 
 func sampleConfig() kms.Config {
 	return kms.Config{
-		RootCertificate: []byte("-----BEGIN CERTIFICATE-----\n" + string(make([]byte, 0)) + "MIIB\n-----END CERTIFICATE-----\n"),
+		RootCertificate: []byte("-----BEGIN CERTIFICATE-----\n" + strings.Repeat("MIIB", 150) + "\n-----END CERTIFICATE-----\n"),
 		K256Public:      append([]byte{2}, fill(32, 1)...),
 		Bootstrap: &onboardv1.BootstrapResponse{
 			CaPubkey: fill(91, 2), K256Pubkey: fill(33, 3), Quote: fill(600, 4), Eventlog: []byte(`[{"imr":0}]`),
@@ -57,8 +57,13 @@ func newService(tb testing.TB, c kms.Config) *kms.Service {
 
 func newMux(tb testing.TB, s *kms.Service) http.Handler {
 	tb.Helper()
+	return newLoggedMux(tb, s, zap.NewNop())
+}
+
+func newLoggedMux(tb testing.TB, s *kms.Service, log *zap.Logger) http.Handler {
+	tb.Helper()
 	chain, err := rpc.New(rpc.Config{
-		Log: zap.NewNop(), Access: kms.Access(), Errors: kms.Errors(), Registry: prometheus.NewRegistry(),
+		Log: log, Access: kms.Access(), Errors: kms.Errors(), Registry: prometheus.NewRegistry(),
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -120,5 +125,3 @@ func newTLS(tb testing.TB) (server, client *tls.Config) {
 	roots.AddCert(leaf)
 	return holder.TLSConfig(), &tls.Config{RootCAs: roots, ServerName: "kms.localhost", MinVersion: tls.VersionTLS13}
 }
-
-var _ = kmsv1.GetMetaRequest{}

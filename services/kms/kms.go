@@ -5,10 +5,12 @@
 package kms
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -75,6 +77,9 @@ var _ kmsv1connect.KMSHandler = (*Service)(nil)
 func New(c Config) (*Service, error) {
 	if len(c.RootCertificate) == 0 {
 		return nil, errors.New("making the KMS service: RootCertificate is required")
+	}
+	if !bytes.HasPrefix(c.RootCertificate, []byte("-----BEGIN CERTIFICATE-----")) || !utf8.Valid(c.RootCertificate) {
+		return nil, errors.New("making the KMS service: RootCertificate is not PEM")
 	}
 	if len(c.K256Public) != k256PublicSize {
 		return nil, fmt.Errorf("making the KMS service: K256Public has %d bytes, want %d", len(c.K256Public), k256PublicSize)
