@@ -218,7 +218,7 @@ insecure_no_auth = false
 		"core.attestation.urls.amd_kds", "core.auth_api.webhook.url", "core.aws_nitro_tpm_key_release",
 		"core.enforce_self_authorization", "core.image.cache_dir", "core.image.download_timeout",
 		"core.image.download_url", "core.image.verify", "core.onboard.limits.deeper", "core.onboard.limits.deeper.still",
-		"core.sev_snp_key_release", "core.site_name", "core.subject_postfix",
+		"core.sev_snp_key_release", "core.subject_postfix",
 		"default.ident", "default.keep_alive", "default.log_level", "default.max_blocking", "default.temp_dir", "default.workers",
 		"rpc.limits", "rpc.tls.certs", "rpc.tls.key", "rpc.tls.mutual.ca_certs", "rpc.workers",
 	}

@@ -82,8 +82,8 @@ type Core struct {
 	// PCCSURL is where collateral is fetched; Attestation.URLs.PCCS is its
 	// newer name. Use [Core.PCCS].
 	PCCSURL string `toml:"pccs_url"`
-	// SiteName is the name under which this KMS shows itself to administrators.
-	SiteName string `toml:"site_name" kms:"idle"`
+	// SiteName is the name under which this KMS shows itself on its page.
+	SiteName string `toml:"site_name"`
 	// EnforceSelfAuthorization asks core.auth_api whether this KMS itself may
 	// hold root keys.
 	EnforceSelfAuthorization bool `toml:"enforce_self_authorization" kms:"idle"`
