@@ -21,6 +21,14 @@ func (b *boundedMap[K, V]) load(k K) (V, bool) {
 	return v, ok
 }
 
+// loadBytes is load without making a string of the key.
+func loadBytes[V any](b *boundedMap[string, V], k []byte) (V, bool) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	v, ok := b.m[string(k)]
+	return v, ok
+}
+
 func (b *boundedMap[K, V]) store(k K, v V) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

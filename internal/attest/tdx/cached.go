@@ -68,10 +68,9 @@ var _ CollateralSource = (*CachedSource)(nil)
 // cachedEntry is what is known of one platform family. It is guarded by the
 // mutex of its source.
 type cachedEntry struct {
-	// collateral is nil when there is none.
-	collateral          *Collateral
-	notBefore, notAfter time.Time
-	fetched, used       time.Time
+	// held is nil when there is none.
+	held          *heldCollateral
+	fetched, used time.Time
 	// inFlight is closed when the fetch under way ends, nil without one.
 	inFlight chan struct{}
 	// err is how the last fetch failed, and retry when to try again.
@@ -109,11 +108,19 @@ func orDefault[T int | time.Duration](v, otherwise T) T {
 // it is replaced; it must not be changed. Else it fetches, or waits for whoever
 // is fetching. The error is an attest.ErrNoCollateral.
 func (s *CachedSource) Collateral(ctx context.Context, fmspc FMSPC, ca CA) (*Collateral, error) {
-	k := platformKey{fmspc, ca}
+	h, err := s.get(ctx, platformKey{fmspc, ca})
+	if err != nil {
+		return nil, err
+	}
+	return h.raw, nil
+}
+
+// get is Collateral with the result of its verification.
+func (s *CachedSource) get(ctx context.Context, k platformKey) (*heldCollateral, error) {
 	for {
-		c, wait, err := s.lookup(k)
-		if c != nil || err != nil {
-			return c, err
+		h, wait, err := s.lookup(k)
+		if h != nil || err != nil {
+			return h, err
 		}
 		if wait == nil {
 			// This caller is the one to fetch. When its own context ends, the
@@ -134,7 +141,7 @@ func (s *CachedSource) Collateral(ctx context.Context, fmspc FMSPC, ca CA) (*Col
 
 // lookup returns valid collateral, or the error of a fetch too recent to be
 // repeated, or what to wait for. With none of these the caller must call fetch.
-func (s *CachedSource) lookup(k platformKey) (*Collateral, <-chan struct{}, error) {
+func (s *CachedSource) lookup(k platformKey) (*heldCollateral, <-chan struct{}, error) {
 	now := s.cfg.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,7 +154,7 @@ func (s *CachedSource) lookup(k platformKey) (*Collateral, <-chan struct{}, erro
 	e.used = now
 	switch {
 	case e.validAt(now):
-		return e.collateral, nil, nil
+		return e.held, nil, nil
 	case e.inFlight != nil:
 		return nil, e.inFlight, nil
 	case e.err != nil && now.Before(e.retry):
@@ -159,7 +166,22 @@ func (s *CachedSource) lookup(k platformKey) (*Collateral, <-chan struct{}, erro
 }
 
 func (e *cachedEntry) validAt(t time.Time) bool {
-	return e.collateral != nil && !t.Before(e.notBefore) && !t.After(e.notAfter)
+	return e.held != nil && e.held.verified.validAt(t)
+}
+
+// size and expires are zero where nothing is held.
+func (e *cachedEntry) size() int {
+	if e.held == nil {
+		return 0
+	}
+	return e.held.raw.size()
+}
+
+func (e *cachedEntry) expires() time.Time {
+	if e.held == nil {
+		return time.Time{}
+	}
+	return e.held.verified.notAfter
 }
 
 // fetch asks the source, verifies and keeps the answer. The entry of k must
@@ -171,11 +193,8 @@ func (s *CachedSource) fetch(ctx context.Context, k platformKey) {
 	c, err := s.cfg.Source.Collateral(fetchCtx, k.fmspc, k.ca)
 	now := s.cfg.Now()
 	var verified *endorsements
-	if size := c.size(); err == nil && size > s.cfg.MaxBytes {
-		err = fmt.Errorf("collateral of %d bytes, more than %d", size, s.cfg.MaxBytes)
-	}
 	if err == nil {
-		verified, err = endorser{anchor: s.cfg.TrustAnchor, now: now}.verify(c, k.fmspc, k.ca)
+		verified, err = s.verify(c, k, now)
 	}
 
 	s.mu.Lock()
@@ -184,39 +203,44 @@ func (s *CachedSource) fetch(ctx context.Context, k platformKey) {
 	e.inFlight = nil
 	switch {
 	case err == nil:
-		s.keep(k, e, c)
-		e.notBefore, e.notAfter, e.fetched, e.err = verified.notBefore, verified.notAfter, now, nil
+		s.keep(k, e, &heldCollateral{raw: c, verified: verified})
+		e.fetched, e.err = now, nil
 	case ctx.Err() != nil:
 		// The caller left: that says nothing of the source.
 		e.err = nil
 	default:
 		e.err, e.retry = noCollateral(err), now.Add(s.cfg.RetryAfter)
 	}
-	expires := e.notAfter
+	expires := e.expires()
 	s.mu.Unlock()
 	if s.cfg.OnFetch != nil {
 		s.cfg.OnFetch(Fetch{FMSPC: k.fmspc, CA: k.ca, Took: now.Sub(start), Err: err, Expires: expires})
 	}
 }
 
-// keep puts c into e, whose key is k. The caller holds mu.
-func (s *CachedSource) keep(k platformKey, e *cachedEntry, c *Collateral) {
-	s.bytes -= e.collateral.size()
-	e.collateral = nil
-	s.makeRoom(0, c.size(), k)
-	e.collateral = c
-	s.bytes += c.size()
+func (s *CachedSource) verify(c *Collateral, k platformKey, now time.Time) (*endorsements, error) {
+	if n := c.size(); n > s.cfg.MaxBytes {
+		return nil, fmt.Errorf("collateral of %d bytes, more than %d", n, s.cfg.MaxBytes)
+	}
+	return endorser{anchor: s.cfg.TrustAnchor, now: now}.verify(c, k.fmspc, k.ca)
 }
 
+// keep puts h into e, whose key is k. The caller holds mu.
+func (s *CachedSource) keep(k platformKey, e *cachedEntry, h *heldCollateral) {
+	s.bytes -= e.size()
+	e.held = nil
+	s.makeRoom(0, h.raw.size(), k)
+	e.held = h
+	s.bytes += h.raw.size()
+}
+
+// size counts the bytes of c, none if it is nil.
 func (c *Collateral) size() int {
 	if c == nil {
 		return 0
 	}
-	n := 0
-	for _, field := range c.files() {
-		n += len(*field)
-	}
-	return n
+	return len(c.TCBInfo) + len(c.TCBInfoChain) + len(c.QEIdentity) + len(c.QEIdentityChain) +
+		len(c.PCKCRL) + len(c.PCKCRLChain) + len(c.RootCRL)
 }
 
 // makeRoom forgets the entries not used for longest until more entries and
@@ -233,7 +257,7 @@ func (s *CachedSource) makeRoom(moreEntries, moreBytes int, k platformKey) {
 		if oldest == nil {
 			return
 		}
-		s.bytes -= s.entries[*oldest].collateral.size()
+		s.bytes -= s.entries[*oldest].size()
 		delete(s.entries, *oldest)
 	}
 }
@@ -272,7 +296,7 @@ func (s *CachedSource) due() (k platformKey, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, e := range s.entries {
-		old := e.collateral != nil && now.Sub(e.fetched) >= s.cfg.RefreshEvery
+		old := e.held != nil && now.Sub(e.fetched) >= s.cfg.RefreshEvery
 		if old && e.inFlight == nil && (e.err == nil || !now.Before(e.retry)) {
 			e.inFlight = make(chan struct{})
 			return k, true
@@ -298,7 +322,7 @@ func (s *CachedSource) Held() []Held {
 	defer s.mu.Unlock()
 	out := make([]Held, 0, len(s.entries))
 	for k, e := range s.entries {
-		out = append(out, Held{FMSPC: k.fmspc, CA: k.ca, Fetched: e.fetched, Expires: e.notAfter, Err: e.err})
+		out = append(out, Held{FMSPC: k.fmspc, CA: k.ca, Fetched: e.fetched, Expires: e.expires(), Err: e.err})
 	}
 	return out
 }

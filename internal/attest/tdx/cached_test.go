@@ -345,3 +345,100 @@ func TestNewCachedSourceRefuses(t *testing.T) {
 		})
 	}
 }
+
+// TestRefreshReachesTheVerifier has a PCK revoked while a verifier knows its
+// enclave: the next refresh tells.
+func TestRefreshReachesTheVerifier(t *testing.T) {
+	inBubble(t, tdx.CachedConfig{RefreshEvery: time.Hour}, func(t *testing.T, f *flaky, s *tdx.CachedSource) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = s.Run(ctx) })
+		v := newVerifier(t, tdx.Config{TrustAnchor: f.td.Root(), Collateral: s})
+		ev := attestBy(t, f.td)
+		if _, err := v.Verify(ctx, ev); err != nil {
+			t.Fatalf("Verify() before = %v", err)
+		}
+		endorse(t, f.td, simtd.Endorsements{RevokePCK: true})
+		if _, err := v.Verify(ctx, ev); err != nil {
+			t.Errorf("Verify() before the refresh = %v", err)
+		}
+		time.Sleep(2 * time.Hour)
+		_, err := v.Verify(ctx, ev)
+		wantRefusal(t, err, attest.LinkRevocation, "is revoked")
+		cancel()
+		wg.Wait()
+	})
+}
+
+// TestCacheOfAnotherTrustAnchor holds that a verifier takes nothing as verified
+// that was verified to another root than its own.
+func TestCacheOfAnotherTrustAnchor(t *testing.T) {
+	td, other := openTD(t, simtdConfig()), openTD(t, simtdConfig())
+	now := (&clock{simTime}).Now
+	source := sourceFunc(func(ctx context.Context, _ tdx.FMSPC, ca tdx.CA) (*tdx.Collateral, error) {
+		return other.Collateral(ctx, tdx.FMSPC(fmspcOf(other)), ca)
+	})
+	cache, err := tdx.NewCachedSource(tdx.CachedConfig{Source: source, TrustAnchor: other.Root(), Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := newVerifier(t, tdx.Config{TrustAnchor: td.Root(), Collateral: cache, Now: now})
+	_, err = v.Verify(t.Context(), attestBy(t, td))
+	wantRefusal(t, err, attest.LinkCollateral, "root CRL")
+}
+
+// TestCacheOfAnotherClock has the verifier's own clock count.
+func TestCacheOfAnotherClock(t *testing.T) {
+	td := openTD(t, simtdConfig())
+	endorse(t, td, simtd.Endorsements{IssuedAt: simTime})
+	cache, err := tdx.NewCachedSource(tdx.CachedConfig{Source: td, TrustAnchor: td.Root(), Now: (&clock{simTime}).Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := newVerifier(t, tdx.Config{TrustAnchor: td.Root(), Collateral: cache, Now: (&clock{simTime.Add(31 * day)}).Now})
+	_, err = v.Verify(t.Context(), attestBy(t, td))
+	wantRefusal(t, err, attest.LinkCollateral, "expired at")
+}
+
+func TestSourceThatGivesNothing(t *testing.T) {
+	td := openTD(t, simtdConfig())
+	nothing := sourceFunc(func(context.Context, tdx.FMSPC, tdx.CA) (*tdx.Collateral, error) { return nil, nil })
+	now := (&clock{simTime}).Now
+	cache, err := tdx.NewCachedSource(tdx.CachedConfig{Source: nothing, TrustAnchor: td.Root(), Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []tdx.CollateralSource{nothing, cache} {
+		v := newVerifier(t, tdx.Config{TrustAnchor: td.Root(), Collateral: source, Now: now})
+		_, err := v.Verify(t.Context(), attestBy(t, td))
+		wantRefusal(t, err, attest.LinkCollateral, "the source gave none")
+	}
+}
+
+// TestConcurrentUse is for the race detector.
+func TestConcurrentUse(t *testing.T) {
+	td := openTD(t, simtdConfig())
+	now := (&clock{simTime}).Now
+	cache, err := tdx.NewCachedSource(tdx.CachedConfig{Source: td, TrustAnchor: td.Root(), Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := newVerifier(t, tdx.Config{TrustAnchor: td.Root(), Collateral: cache, Now: now})
+	good := attestBy(t, td)
+	bad := &attest.Evidence{Quote: bytes.Clone(good.Quote), EventLog: good.EventLog}
+	bad.Quote[100] ^= 1
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 20 {
+				if _, err := v.Verify(t.Context(), good); err != nil {
+					t.Errorf("Verify() of good Evidence = %v", err)
+				}
+				if _, err := v.Verify(t.Context(), bad); err == nil {
+					t.Error("Verify() accepts bad Evidence")
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -43,16 +43,16 @@ func (c *cursor) uint32(what string) uint32 {
 }
 
 // sized32 reads a 32-bit size and returns a cursor over that many bytes.
-func (c *cursor) sized32(what string) *cursor {
+func (c *cursor) sized32(what string) cursor {
 	n := c.uint32("size of " + what)
 	// Compared before it becomes an int: an int may have 32 bits.
 	if c.err == nil && uint64(n) > uint64(len(c.b)-c.off) {
 		c.err = fmt.Errorf("%s of %d bytes, %d left", what, n, len(c.b)-c.off)
 	}
 	if c.err != nil {
-		return &cursor{err: c.err}
+		return cursor{err: c.err}
 	}
-	return &cursor{b: c.take(int(n), what)}
+	return cursor{b: c.take(int(n), what)}
 }
 
 // rest returns what has not been read.

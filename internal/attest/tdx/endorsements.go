@@ -55,6 +55,9 @@ type endorser struct {
 // verify checks all of c. That a list names a signer of c is no error here but
 // in the result: it is another link of the chain.
 func (r endorser) verify(c *Collateral, fmspc FMSPC, ca CA) (*endorsements, error) {
+	if c == nil {
+		return nil, fmt.Errorf("%w: the source gave none and no error", attest.ErrNoCollateral)
+	}
 	e := &endorsements{notBefore: r.anchor.NotBefore, notAfter: r.anchor.NotAfter}
 	if err := r.revocations(e, c, ca); err != nil {
 		return nil, err

@@ -79,3 +79,16 @@ func VerifyCollateral(c *Collateral, anchor *x509.Certificate, fmspc FMSPC, ca C
 
 // Enclaves counts the quoting enclaves that v remembers.
 func (v *Verifier) Enclaves() int { return len(v.enclaves.m) }
+
+// Forget empties the caches of v.
+func (v *Verifier) Forget() {
+	clear(v.enclaves.m)
+	clear(v.platforms.m)
+	clear(v.logs.m)
+}
+
+// Forget empties the cache.
+func (s *CachedSource) Forget() {
+	clear(s.entries)
+	s.bytes = 0
+}

@@ -74,10 +74,7 @@ type verification struct {
 	known   bool
 	endorse *endorsements
 	verdict verdict
-	// stripped says that the event log has no boot events at all, as in a
-	// certificate: of its replay only RTMR3 means something. Nothing is lost
-	// by that, the boot registers count as the quote has them.
-	stripped bool
+	log     replayedLog
 }
 
 func (v *Verifier) begin(ctx context.Context, e *attest.Evidence, offline bool) *verification {
@@ -183,10 +180,13 @@ func (s linkSet) names() []string {
 	return names
 }
 
-// succeed is called once every link holds. Only now is the enclave remembered.
+// succeed is called once every link holds. Only now is anything remembered.
 func (r *verification) succeed() *attest.Claims {
 	if !r.known && len(r.quote.tail) <= maxEnclaveBytes {
 		r.v.enclaves.store(string(r.quote.tail), r.enclave)
+	}
+	if r.ev.EventLog != nil && len(r.ev.EventLog) <= maxLogBytes {
+		r.v.logs.store(string(r.ev.EventLog), r.log)
 	}
 	q, ext := r.quote, r.enclave.pck.ext
 	c := &attest.Claims{
@@ -217,7 +217,7 @@ func (r *verification) describeFormat() string {
 }
 
 func (r *verification) chain() error {
-	if known, ok := r.v.knownEnclave(r.quote.tail); ok && known.pck.validAt(r.now) {
+	if known, ok := loadBytes(r.v.enclaves, r.quote.tail); ok && known.pck.validAt(r.now) {
 		r.enclave, r.known = known, true
 		return nil
 	}
@@ -227,14 +227,6 @@ func (r *verification) chain() error {
 	}
 	r.enclave = &enclave{pck: pck}
 	return nil
-}
-
-// knownEnclave looks the bytes up without making a string of them.
-func (v *Verifier) knownEnclave(tail []byte) (*enclave, bool) {
-	v.enclaves.mu.RLock()
-	defer v.enclaves.mu.RUnlock()
-	e, ok := v.enclaves.m[string(tail)]
-	return e, ok
 }
 
 func (c *pckChain) validAt(t time.Time) bool {
@@ -379,31 +371,48 @@ func (r *verification) eventLog() error {
 	if r.ev.EventLog == nil {
 		return nil
 	}
-	log, err := eventlog.Parse(r.ev.EventLog)
-	if err != nil {
-		return err
+	var known bool
+	if r.log, known = loadBytes(r.v.logs, r.ev.EventLog); !known {
+		var err error
+		if r.log, err = replayLog(r.ev.EventLog); err != nil {
+			return err
+		}
 	}
-	replayed, err := log.Replay()
-	if err != nil {
-		return err
-	}
-	r.stripped = !slices.ContainsFunc(log, func(e eventlog.Event) bool { return e.IMR != eventlog.RuntimeIMR })
 	for i, quoted := range r.quote.RTMRs() {
-		if r.stripped && i != eventlog.RuntimeIMR {
+		if r.log.stripped && i != eventlog.RuntimeIMR {
 			continue
 		}
-		if replayed[i] != quoted {
-			return fmt.Errorf("RTMR%d replays to %x, the quote has %x", i, replayed[i], quoted)
+		if replayed := r.log.rtmr[i]; replayed != quoted {
+			return fmt.Errorf("RTMR%d replays to %x, the quote has %x", i, replayed, quoted)
 		}
 	}
 	return nil
+}
+
+// replayedLog is what an event log replays to.
+type replayedLog struct {
+	rtmr [4]attest.Measurement
+	// stripped says that the event log has no boot events at all, as in a
+	// certificate: of its replay only RTMR3 means something. Nothing is lost
+	// by that, the boot registers count as the quote has them.
+	stripped bool
+}
+
+func replayLog(text []byte) (r replayedLog, err error) {
+	log, err := eventlog.Parse(text)
+	if err != nil {
+		return r, err
+	}
+	r.stripped = !slices.ContainsFunc(log, func(e eventlog.Event) bool { return e.IMR != eventlog.RuntimeIMR })
+	r.rtmr, err = log.Replay()
+	return r, err
 }
 
 func (r *verification) describeEventLog() string {
 	switch {
 	case r.ev.EventLog == nil:
 		return "none came with the quote"
-	case r.stripped:
+	case r.log.stripped:
 		return "replays to RTMR3; the boot events were left out of it"
 	default:
 		return "replays to RTMR0, RTMR1, RTMR2 and RTMR3"

@@ -164,9 +164,9 @@ func (q *Quote) readSignedData(c *cursor) error {
 	chain := qe.sized32("PCK chain")
 	q.chain = chain.rest()
 	// Errors of the inner parts are consequences of those of the outer ones.
-	for _, part := range []*cursor{c, data, qe, chain} {
-		if part.err != nil {
-			return part.err
+	for _, err := range [...]error{c.err, data.err, qe.err, chain.err} {
+		if err != nil {
+			return err
 		}
 	}
 	if n := len(data.rest()); n != 0 {

@@ -18,6 +18,8 @@ const (
 	maxEnclaves       = 1024
 	maxEnclaveBytes   = 16 << 10
 	maxPlatformsKnown = 256
+	maxLogs           = 128
+	maxLogBytes       = 64 << 10
 )
 
 // Config says what a [Verifier] trusts.
@@ -47,6 +49,8 @@ type Verifier struct {
 	// enclaves are keyed by the very bytes they were verified from.
 	enclaves  *boundedMap[string, *enclave]
 	platforms *boundedMap[platformKey, *heldCollateral]
+	// logs are keyed by the text they were replayed from.
+	logs *boundedMap[string, replayedLog]
 }
 
 var _ attest.Verifier = (*Verifier)(nil)
@@ -88,6 +92,7 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 		now:       cfg.Now,
 		enclaves:  newBoundedMap[string, *enclave](maxEnclaves),
 		platforms: newBoundedMap[platformKey, *heldCollateral](maxPlatformsKnown),
+		logs:      newBoundedMap[string, replayedLog](maxLogs),
 	}, nil
 }
 
@@ -116,6 +121,16 @@ func (v *Verifier) endorsements(ctx context.Context, k platformKey, now time.Tim
 	if v.source == nil {
 		return nil, fmt.Errorf("%w: no source of it is configured", attest.ErrNoCollateral)
 	}
+	// A cache with the same trust anchor has verified what it gives.
+	if cache, ok := v.source.(*CachedSource); ok && cache.cfg.TrustAnchor.Equal(v.anchor) {
+		held, err := cache.get(ctx, k)
+		if err != nil {
+			return nil, noCollateral(err)
+		}
+		if held.verified.validAt(now) {
+			return held.verified, nil
+		}
+	}
 	raw, err := v.source.Collateral(ctx, k.fmspc, k.ca)
 	if err != nil {
 		return nil, noCollateral(err)
@@ -140,7 +155,7 @@ func noCollateral(err error) error {
 }
 
 func (c *Collateral) equal(o *Collateral) bool {
-	return c == o ||
+	return c == o || o != nil &&
 		bytes.Equal(c.TCBInfo, o.TCBInfo) && bytes.Equal(c.TCBInfoChain, o.TCBInfoChain) &&
 			bytes.Equal(c.QEIdentity, o.QEIdentity) && bytes.Equal(c.QEIdentityChain, o.QEIdentityChain) &&
 			bytes.Equal(c.PCKCRL, o.PCKCRL) && bytes.Equal(c.PCKCRLChain, o.PCKCRLChain) &&
