@@ -86,7 +86,8 @@ func (ch *checker) attestation(a Attestation) {
 	ch.oneOf("core.attestation.provider", a.Provider, ProviderAuto, ProviderGuestAgent, ProviderConfigfs, ProviderSimulator)
 	if a.AgentAddress != "" {
 		path, isUnix := strings.CutPrefix(a.AgentAddress, "unix:")
-		ch.check(isUnix && path != "" || isHTTPURL(a.AgentAddress), "core.attestation.agent_address",
+		isHTTP := strings.HasPrefix(a.AgentAddress, "http://") && isHTTPURL(a.AgentAddress)
+		ch.check(isUnix && path != "" || isHTTP, "core.attestation.agent_address",
 			"must be unix:/path or http://host:port")
 	}
 	ch.duration("core.attestation.timeout", a.Timeout)

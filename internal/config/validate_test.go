@@ -23,6 +23,7 @@ func TestValueProblems(t *testing.T) {
 		{"provider", "core.attestation.provider = 'none'", "core.attestation.provider: must be one of auto, guest-agent, configfs, simulator"},
 		{"agent address", "core.attestation.agent_address = '/run/dstack.sock'", "core.attestation.agent_address: must be unix:/path or http://host:port"},
 		{"agent address without path", "core.attestation.agent_address = 'unix:'", "core.attestation.agent_address: must be unix:/path or http://host:port"},
+		{"agent address over TLS", "core.attestation.agent_address = 'https://host'", "core.attestation.agent_address: must be unix:/path or http://host:port"},
 		{"attestation timeout", "core.attestation.timeout = '0s'", "core.attestation.timeout: must be more than 0s and at most 24h"},
 		{"trust anchor without the switch", "core.attestation.root_ca.tdx = '/x.pem'", "core.attestation.root_ca.tdx: needs core.attestation.insecure_allow_external_trust_anchors = true"},
 		{"foreign trust anchor without the switch", "core.attestation.root_ca.sev_snp_turin = '/x.pem'", "core.attestation.root_ca.sev_snp_turin: needs core.attestation.insecure_allow_external_trust_anchors = true"},
