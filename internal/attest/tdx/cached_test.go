@@ -268,10 +268,10 @@ type manyPlatforms struct {
 func (m *manyPlatforms) Collateral(ctx context.Context, fmspc tdx.FMSPC, ca tdx.CA) (*tdx.Collateral, error) {
 	m.fetches[fmspc]++
 	own := strings.ToUpper(hex.EncodeToString(fmspcOf(m.td)))
-	err := m.td.SetEndorsements(simtd.Endorsements{EditTCBInfo: func(b []byte) []byte {
+	edit := func(b []byte) []byte {
 		return bytes.ReplaceAll(b, []byte(own), []byte(hex.EncodeToString(fmspc[:])))
-	}})
-	if err != nil {
+	}
+	if err := m.td.SetEndorsements(simtd.Endorsements{EditTCBInfo: edit}); err != nil { //nolint:contextcheck // it takes none
 		return nil, err
 	}
 	return m.td.Collateral(ctx, tdx.FMSPC(fmspcOf(m.td)), ca)

@@ -99,10 +99,10 @@ func (e *PCKExtension) setTCB(value *cryptobyte.String) error {
 		}
 		arc := oid[8]
 		seen[arc] = true
-		switch {
-		case arc == 18:
+		switch arc {
+		case 18:
 			return readOctets(v, oid, make([]byte, 16))
-		case arc == 17:
+		case 17:
 			return readSmall(v, oid, &e.PCESVN)
 		default:
 			return readSmall(v, oid, &e.Components[arc-1])

@@ -157,7 +157,7 @@ func noCollateral(err error) error {
 func (c *Collateral) equal(o *Collateral) bool {
 	return c == o || o != nil &&
 		bytes.Equal(c.TCBInfo, o.TCBInfo) && bytes.Equal(c.TCBInfoChain, o.TCBInfoChain) &&
-			bytes.Equal(c.QEIdentity, o.QEIdentity) && bytes.Equal(c.QEIdentityChain, o.QEIdentityChain) &&
-			bytes.Equal(c.PCKCRL, o.PCKCRL) && bytes.Equal(c.PCKCRLChain, o.PCKCRLChain) &&
-			bytes.Equal(c.RootCRL, o.RootCRL)
+		bytes.Equal(c.QEIdentity, o.QEIdentity) && bytes.Equal(c.QEIdentityChain, o.QEIdentityChain) &&
+		bytes.Equal(c.PCKCRL, o.PCKCRL) && bytes.Equal(c.PCKCRLChain, o.PCKCRLChain) &&
+		bytes.Equal(c.RootCRL, o.RootCRL)
 }
