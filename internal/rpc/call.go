@@ -51,6 +51,7 @@ type call struct {
 	// coded is true once code is the outcome of the procedure.
 	coded  bool
 	code   connect.Code
+	err    error
 	status int
 }
 
@@ -146,6 +147,9 @@ func (c *Chain) finish(call *call, r *http.Request) {
 	}
 	if call.procedure == "" {
 		fields[0] = zap.String("path", r.URL.Path[:min(len(r.URL.Path), maxLoggedPath)])
+	}
+	if call.err != nil {
+		fields = append(fields, zap.NamedError("err", call.err))
 	}
 	entry.Write(fields...)
 }

@@ -59,18 +59,15 @@ func (c *Chain) recovered(ctx context.Context, req connect.AnyRequest, next conn
 	return next(ctx, req)
 }
 
-// public looks err up in the table, records the code in the call and logs the
-// cause. It is the only place where an error for a client is made.
+// public looks err up in the table and records it in the call, whose log line
+// will hold the cause. What no rule maps is logged as an error besides. It is the only place where an error for a client is made.
 func (c *Chain) public(call *call, err error) *connect.Error {
 	code, text, mapped := c.errors.Lookup(err)
 	if !mapped {
 		code, text = connect.CodeInternal, internalText(call.id())
-		c.log.Error("call failed", zap.String("request_id", call.id()), zap.String("procedure", call.procedure), zap.Error(err))
-	} else {
-		c.log.Info("call refused", zap.String("request_id", call.id()), zap.String("procedure", call.procedure),
-			zap.String("code", code.String()), zap.Error(err))
+		c.log.Error("call failed", zap.String("request_id", call.id()), zap.String("procedure", call.procedure), zap.NamedError("err", err))
 	}
-	call.code, call.coded = code, true
+	call.code, call.coded, call.err = code, true, err
 	call.tellID()
 	out := connect.NewError(code, publicText(text))
 	if code == connect.CodeUnauthenticated {

@@ -23,7 +23,7 @@ import (
 	"teekms/internal/rpc"
 )
 
-var errTaken = errors.New("Bootstrap already completed") //nolint:staticcheck,revive // a text clients know
+var errTaken = errors.New("Bootstrap already completed") //nolint:revive // a text clients know
 
 // service does what the domain of a Bootstrap request says.
 type service struct {
@@ -140,7 +140,7 @@ func (r *rig) wantCauseLogged(t *testing.T, id string) {
 	t.Helper()
 	for _, entry := range r.log.All() {
 		fields := entry.ContextMap()
-		cause, _ := fields["error"].(string)
+		cause, _ := fields["err"].(string)
 		if fields["request_id"] == id && entry.Level == zapcore.ErrorLevel && strings.Contains(cause, "secret cause") {
 			return
 		}
@@ -167,6 +167,21 @@ func TestSuccessHasARequestIDInside(t *testing.T) {
 	}
 	if _, ok := got["duration"]; !ok {
 		t.Errorf("access line %v has no duration", got)
+	}
+}
+
+func TestRefusedCallIsLoggedOnceWithItsCause(t *testing.T) {
+	r := newRig(t)
+	client := onboardv1connect.NewOnboardClient(r.http, r.url)
+	if _, err := client.Bootstrap(t.Context(), &onboardv1.BootstrapRequest{Domain: "taken"}); err == nil {
+		t.Fatal("Bootstrap succeeded")
+	}
+	if r.log.Len() != 1 {
+		t.Fatalf("%d lines, want 1: %v", r.log.Len(), r.log.All())
+	}
+	got := r.log.All()[0].ContextMap()
+	if cause, _ := got["err"].(string); got["code"] != "failed_precondition" || !strings.Contains(cause, "secret cause") {
+		t.Errorf("access line %v, want the code and the cause", got)
 	}
 }
 

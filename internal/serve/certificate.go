@@ -84,26 +84,38 @@ func (c *Certificate) Renew(ctx context.Context, rc RenewConfig) error {
 // failure is logged and tried again after a minute, then after twice as long
 // each time, up to an hour; the certificate at hand goes on being served.
 func (c *Certificate) RenewLoop(ctx context.Context, rc RenewConfig) {
-	wait, retry := c.untilRenewal(rc.now()), firstRetry
-	for {
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-		}
+	due, retry := rc.now().Add(c.untilRenewal(rc.now())), firstRetry
+	for sleepUntil(ctx, due, rc.now) {
 		err := c.Renew(ctx, rc)
 		if ctx.Err() != nil {
 			return
 		}
 		if err == nil {
 			// Never sooner than the first retry, whatever its dates say.
-			wait, retry = max(c.untilRenewal(rc.now()), firstRetry), firstRetry
+			due, retry = rc.now().Add(max(c.untilRenewal(rc.now()), firstRetry)), firstRetry
 			continue
 		}
-		rc.Log.Error("renewing the TLS certificate", zap.Error(err), zap.Duration("retry_in", retry))
-		wait, retry = retry, min(2*retry, lastRetry)
+		rc.Log.Error("renewing the TLS certificate", zap.NamedError("err", err), zap.Duration("retry_in", retry))
+		due, retry = rc.now().Add(retry), min(2*retry, lastRetry)
+	}
+}
+
+// sleepUntil waits until the clock shows due and returns false when ctx ends
+// before. It looks at the clock once an hour, because timers stand still while
+// a virtual machine is paused and dates do not.
+func sleepUntil(ctx context.Context, due time.Time, now func() time.Time) bool {
+	for {
+		wait := due.Round(0).Sub(now())
+		if wait <= 0 {
+			return ctx.Err() == nil
+		}
+		timer := time.NewTimer(min(wait, time.Hour))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		case <-timer.C:
+		}
 	}
 }
 
