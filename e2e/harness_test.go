@@ -21,29 +21,35 @@ import (
 	"time"
 )
 
+// buildDir is where binaries puts what it builds; made and removed by TestMain.
+var buildDir string
+
 // binaries builds the three commands once per test run and returns the
 // directory they are in.
 var binaries = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "teekms-e2e-")
-	if err != nil {
-		return "", err
-	}
-	build := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "./cmd/...")
+	build := exec.Command("go", "build", "-trimpath", "-o", buildDir+"/", "./cmd/...")
 	build.Dir = ".."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the commands: %w\n%s", err, out)
 	}
 	// Tests that give up root run them too.
-	return dir, os.Chmod(dir, 0o755)
+	return buildDir, os.Chmod(buildDir, 0o755)
 })
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if dir, err := binaries(); err == nil {
-		os.RemoveAll(dir)
+	os.Exit(runTests(m))
+}
+
+func runTests(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "teekms-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
-	os.Exit(code)
+	defer os.RemoveAll(dir)
+	buildDir = dir
+	return m.Run()
 }
 
 // binary returns the path of a built command.

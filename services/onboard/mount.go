@@ -48,7 +48,7 @@ func (s *Service) Mount(limits rpc.Config) (serve.MuxConfig, error) {
 			HexPrefix: "0x",
 		},
 		Pages: map[string]http.Handler{
-			"/":        webui.Handler(webui.Config{}),
+			"/":        webui.Handler(webui.Config{Version: s.cfg.Version, SetupTokenRequired: s.cfg.SetupToken.Len() > 0}),
 			finishPath: token.Require(http.HandlerFunc(s.serveFinish)),
 		},
 		GetAsPost: []string{finishPath},

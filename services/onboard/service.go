@@ -44,6 +44,8 @@ type Config struct {
 	SetupToken keys.Secret
 	// SiteName is shown by GetAttestationInfo (optional).
 	SiteName string
+	// Version of the binary, shown on the page (optional).
+	Version string
 	// InsecureSettings are the switches in force that weaken security.
 	InsecureSettings []string
 	// AttestTimeout bounds the making of one quote (default 2 minutes).

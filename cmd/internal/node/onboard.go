@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -38,7 +39,7 @@ func (n *Node) Onboard(ctx context.Context) error {
 	}
 	service, err := onboard.New(onboard.Config{
 		Store: n.Keys, Attester: n.attestation.attester, Provider: n.attestation.provider, TrustRoot: n.TrustRoot,
-		SetupToken: token, SiteName: n.Config.Core.SiteName, InsecureSettings: n.Config.InsecureSettings(),
+		SetupToken: token, SiteName: n.Config.Core.SiteName, Version: n.Version, InsecureSettings: n.Config.InsecureSettings(),
 		AttestTimeout: n.Config.Core.Attestation.Timeout, Now: time.Now, Log: n.Log,
 	})
 	if err != nil {
@@ -47,6 +48,10 @@ func (n *Node) Onboard(ctx context.Context) error {
 	defer service.Wait()
 	if domain := c.AutoBootstrapDomain; domain != "" {
 		_, err := service.Bootstrap(ctx, &onboardv1.BootstrapRequest{Domain: domain})
+		if errors.Is(err, onboard.ErrAlreadyBootstrapped) {
+			n.Log.Info(AlreadyBootstrapped, zap.String("by", "another process"))
+			return nil
+		}
 		return err
 	}
 	return n.serveOnboarding(ctx, service)
