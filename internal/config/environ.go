@@ -14,7 +14,8 @@ const envPrefix = "DSTACK_KMS_"
 // envAlias is a variable with a name of its own that sets a key.
 type envAlias struct{ name, path string }
 
-// aliases returns the other names of keys, weakest first.
+// aliases returns the other names of keys, weakest first. They belong to other
+// programs too, so an empty one is not taken for "no token".
 func aliases() []envAlias {
 	return []envAlias{
 		{"ADMIN_API_TOKEN", "core.admin.auth_token"},
@@ -49,7 +50,7 @@ func (s *schema) applyEnviron(environ []string, o origins) []string {
 		s.yield(f.path, o)
 	}
 	for _, a := range aliases() {
-		if _, ok := env[a.name]; ok {
+		if env[a.name] != "" {
 			set(a.name, s.byPath[a.path])
 		}
 	}

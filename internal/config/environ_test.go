@@ -84,6 +84,7 @@ func TestAdminTokenAliases(t *testing.T) {
 		{"file", nil, "file"},
 		{"generic alias over file", []string{generic}, "generic"},
 		{"alias over generic", []string{alias, generic}, "alias"},
+		{"empty aliases are not set", []string{"DSTACK_KMS_ADMIN_TOKEN=", "ADMIN_API_TOKEN="}, "file"},
 		{"exact name over all", []string{exact, alias, generic}, "exact"},
 	}
 	for _, tt := range tests {
