@@ -14,7 +14,7 @@ import (
 )
 
 // version is stamped by the build.
-var version string //nolint:gochecknoglobals // -ldflags -X sets it
+var version string
 
 func main() { os.Exit(run()) }
 

@@ -37,8 +37,8 @@ func (c *checker) opinion() {
 		found = fmt.Sprintf("go-tdx-guest accepts chain and signatures; it was not asked about collateral, since it refuses %s", c.verified.TCB)
 	}
 	if err := secondopinion.Verify(c.ctx, cfg, &attest.Evidence{Quote: c.s.Record.Quote}); err != nil {
-		// Its errors are told, and are none of ours.
-		c.add(broken(LinkOpinion, fmt.Errorf("go-tdx-guest refuses: %v", err)))
+		// Its errors are told, but must not be taken for ours.
+		c.add(broken(LinkOpinion, errors.New("go-tdx-guest refuses: "+err.Error())))
 		return
 	}
 	c.add(held(LinkOpinion, "%s", found))

@@ -60,7 +60,7 @@ func usagef(cmd *cobra.Command, format string, args ...any) error {
 
 // Run runs the tool and returns its exit code. ctx ends it.
 func Run(ctx context.Context, env Environment) int {
-	root := newRoot(env)
+	root := newRoot(env) //nolint:contextcheck // commands get ctx from cobra
 	root.SetArgs(env.Args)
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -36,25 +38,33 @@ func (v *values) set(raw any) error {
 	return nil
 }
 
-// AddFile adds the expectations of a file: an object of JSON (a name ending in
-// .json, or a text that begins with a brace) or a document of TOML, whose keys
-// are names of [Names]. An unknown key, a key given twice and an empty file are
-// errors.
+// AddFile adds the expectations of a file, see [Set.AddText].
 func (s *Set) AddFile(path string) error {
 	text, err := readFile(path)
 	if err != nil {
 		return fmt.Errorf("reading expectations: %w", err)
 	}
+	if err := s.AddText(filepath.Base(path), text); err != nil {
+		return fmt.Errorf("reading expectations %s: %w", path, err)
+	}
+	return nil
+}
+
+// AddText adds the expectations of a text: an object of JSON if it begins with
+// a brace, else a document of TOML, whose keys are names of [Names]. An unknown
+// key, a key given twice and an empty text are errors. source says where it is
+// from.
+func (s *Set) AddText(source string, text []byte) error {
 	decode := decodeTOML
-	if filepath.Ext(path) == ".json" || bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) {
+	if bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) {
 		decode = decodeJSON
 	}
 	fields, err := decode(text)
 	if err != nil {
-		return fmt.Errorf("reading expectations %s: %w", path, err)
+		return err
 	}
 	if len(fields) == 0 {
-		return fmt.Errorf("reading expectations %s: nothing is expected there", path)
+		return errors.New("nothing is expected there")
 	}
 	// In the order of Names, so that the first complaint is always the same.
 	for _, name := range Names() {
@@ -65,14 +75,14 @@ func (s *Set) AddFile(path string) error {
 		delete(fields, name)
 		var v values
 		if err := v.set(raw); err != nil {
-			return fmt.Errorf("reading expectations %s: %s: %w", path, name, err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		if err := s.Add(filepath.Base(path), name, v...); err != nil {
-			return fmt.Errorf("reading expectations %s: %w", path, err)
+		if err := s.Add(source, name, v...); err != nil {
+			return err
 		}
 	}
-	for name := range fields {
-		return fmt.Errorf("reading expectations %s: %w", path, s.Add("", name))
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		return s.Add(source, name)
 	}
 	return nil
 }

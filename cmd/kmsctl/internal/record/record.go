@@ -77,7 +77,10 @@ func Parse(text []byte) (*Record, error) {
 			return nil, fmt.Errorf("%s: %w", keyAttestation, err)
 		}
 	}
-	return r, r.checkKeys()
+	if err := r.checkKeys(); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // members reads the object, whose values are all strings.
@@ -139,13 +142,13 @@ func checkNames(fields map[string]string) error {
 // decoder tells the encoding of a record by the length of its secp256k1 key,
 // and by nothing else: any hex text is base64 as well.
 func decoder(k256 string) (decode func(string) ([]byte, error), encoding string, err error) {
-	switch len(k256) {
-	case 44:
+	switch n := len(k256); {
+	case n == 44:
 		return base64.StdEncoding.Strict().DecodeString, "base64", nil
-	case 66, 68:
+	case n == 66, n == 68 && strings.HasPrefix(k256, "0x"):
 		return decodeHex, "hex", nil
 	default:
-		return nil, "", fmt.Errorf("%s: %d characters, want 44 (base64), 66 (hex) or 68 (hex with 0x)", keyK256, len(k256))
+		return nil, "", fmt.Errorf("%s: %d characters, want 44 (base64), 66 (hex) or 68 (hex with 0x)", keyK256, n)
 	}
 }
 
