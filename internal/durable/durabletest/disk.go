@@ -6,8 +6,10 @@ package durabletest
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"path/filepath"
@@ -43,7 +45,9 @@ type node struct {
 	stableMode    fs.FileMode
 	stable        []byte
 	stableEntries map[string]*node
-	dirty         bool // mode or data differ from the disk
+	// written and chmodded say what of it was not synced: contents may be torn,
+	// a mode only be lost.
+	written, chmodded bool
 }
 
 // change is a directory change that is not on the disk yet. A rename has two
@@ -117,6 +121,37 @@ func list(n *node, prefix string, out map[string]string) {
 	}
 }
 
+// Mode returns the cached permission bits of a file, 0 where there is none.
+func (d *Disk) Mode(name string) fs.FileMode {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := d.walk(name)
+	if err != nil {
+		return 0
+	}
+	return n.mode
+}
+
+// Fingerprint is equal for two disks whose caches have the same directories and
+// files with the same modes and contents.
+func (d *Disk) Fingerprint() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	h := sha256.New()
+	fingerprint(h, d.root)
+	return string(h.Sum(nil))
+}
+
+func fingerprint(w io.Writer, n *node) {
+	fmt.Fprintf(w, "%v %o %d %d\n", n.dir, n.mode, len(n.data), len(n.entries))
+	// A hash takes every byte.
+	_, _ = w.Write(n.data)
+	for _, name := range slices.Sorted(maps.Keys(n.entries)) {
+		fmt.Fprintf(w, "%q\n", name)
+		fingerprint(w, n.entries[name])
+	}
+}
+
 // Clone returns an independent disk in the same state, with nothing pending: as
 // after a clean shutdown.
 func (d *Disk) Clone() *Disk { return d.Crash(Kept()) }
@@ -153,8 +188,11 @@ func copyNode(n *node, o Outcome, entriesOf func(*node) map[string]*node, copies
 		return c
 	}
 	c := &node{dir: n.dir, mode: n.stableMode, data: bytes.Clone(n.stable)}
-	if n.dirty {
-		c.mode, c.data = o.contents(n)
+	if n.written {
+		c.data = bytes.Clone(o.data(n.stable, n.data))
+	}
+	if n.chmodded && o.mode() {
+		c.mode = n.mode
 	}
 	c.stableMode, c.stable = c.mode, bytes.Clone(c.data)
 	copies[n] = c
@@ -276,7 +314,7 @@ func (d *Disk) syncDir(path string) error {
 	if !dir.dir {
 		return syscall.ENOTDIR
 	}
-	dir.stableMode, dir.dirty = dir.mode, false
+	dir.stableMode, dir.chmodded = dir.mode, false
 	var left []*change
 	for _, c := range d.pending {
 		last := -1

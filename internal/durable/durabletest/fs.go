@@ -210,7 +210,7 @@ func (f *FS) Chmod(name string, perm fs.FileMode) error {
 	return f.do("chmod", name, true, func() error {
 		n, err := f.disk.walk(name)
 		if err == nil {
-			n.mode, n.dirty = perm, true
+			n.mode, n.chmodded = perm, true
 		}
 		return err
 	}, nil)
@@ -271,7 +271,7 @@ func (f *file) Write(b []byte) (n int, err error) {
 	write := func(part []byte) func() error {
 		return func() error {
 			f.node.data = append(bytes.Clone(f.node.data), part...)
-			f.node.dirty = true
+			f.node.written = true
 			n = len(part)
 			return nil
 		}
@@ -282,14 +282,15 @@ func (f *file) Write(b []byte) (n int, err error) {
 
 func (f *file) Chmod(perm fs.FileMode) error {
 	return f.fs.do("fchmod", f.name, true, func() error {
-		f.node.mode, f.node.dirty = perm, true
+		f.node.mode, f.node.chmodded = perm, true
 		return nil
 	}, nil)
 }
 
 func (f *file) Sync() error {
 	return f.fs.do("fsync", f.name, true, func() error {
-		f.node.stable, f.node.stableMode, f.node.dirty = bytes.Clone(f.node.data), f.node.mode, false
+		f.node.stable, f.node.stableMode = bytes.Clone(f.node.data), f.node.mode
+		f.node.written, f.node.chmodded = false, false
 		return nil
 	}, nil)
 }

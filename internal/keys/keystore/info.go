@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 
+	"teekms/internal/attest/versioned"
 	"teekms/internal/keys"
 )
 
@@ -68,7 +69,8 @@ func (i *Info) marshal() ([]byte, error) {
 	})
 }
 
-// parseInfo reads a record of ours or of another KMS.
+// parseInfo reads a record of ours or of another KMS. Where only the Evidence in
+// it cannot be read, it returns the public keys with the error.
 func parseInfo(text []byte) (*Info, error) {
 	var stored storedInfo
 	if err := json.Unmarshal(text, &stored); err != nil {
@@ -105,7 +107,10 @@ func parseInfo(text []byte) (*Info, error) {
 	if stored.Attestation == nil || *stored.Attestation == "" {
 		return info, nil
 	}
-	return info, info.split(*stored.Attestation, decode)
+	if err := info.split(*stored.Attestation, decode); err != nil {
+		return &Info{CAPublic: info.CAPublic, K256Public: info.K256Public}, err
+	}
+	return info, nil
 }
 
 // split takes quote and event log out of a versioned attestation.
@@ -123,7 +128,15 @@ func (i *Info) split(attestation string, decode func(string) ([]byte, error)) er
 	return nil
 }
 
-// splitAttestation is where the codec of versioned attestations is plugged in.
-func splitAttestation([]byte) (quote, eventLog []byte, err error) {
-	return nil, nil, errors.New("versioned attestations are not read yet")
+// splitAttestation reads the versioned attestation of a newer KMS.
+func splitAttestation(wire []byte) (quote, eventLog []byte, err error) {
+	parsed, err := versioned.Parse(wire)
+	if err != nil {
+		return nil, nil, err
+	}
+	evidence, err := parsed.Evidence()
+	if err != nil {
+		return nil, nil, err
+	}
+	return evidence.Quote, evidence.EventLog, nil
 }

@@ -205,13 +205,13 @@ func (l *loader) loadInfo() error {
 		return nil
 	}
 	info, err := parseInfo(text)
+	if info != nil && !info.matches(l.c.roots) {
+		return fmt.Errorf("%s is about other keys than %s and %s: one of the three is not from this directory; restore it from a backup",
+			path, rootCAKey, rootK256)
+	}
 	if err != nil {
 		l.s.log.Error("the record of the bootstrap cannot be read and is not shown", zap.String("file", path), zap.Error(err))
 		return nil
-	}
-	if !info.matches(l.c.roots) {
-		return fmt.Errorf("%s is about other keys than %s and %s: one of the three is not from this directory; restore it from a backup",
-			path, rootCAKey, rootK256)
 	}
 	l.c.info = info
 	return nil

@@ -76,18 +76,22 @@ func (s *Store) stage(files fileSet) error {
 	return nil
 }
 
-// publish renames the staged files to their places. It may be repeated. It
-// returns the names it renamed, on an error too.
+// publish renames the staged files to their places. It returns the names that
+// may have been renamed, on an error too: a rename that reports a failure may
+// have happened all the same.
 func (s *Store) publish(names []string) (moved []string, err error) {
 	for _, name := range names {
 		rename := s.fs.Rename
 		if isRootKey(name) {
 			rename = s.fs.RenameNew
 		}
-		if err := rename(s.staged(name), s.path(name)); err != nil {
+		err := rename(s.staged(name), s.path(name))
+		if !errors.Is(err, fs.ErrExist) {
+			moved = append(moved, name)
+		}
+		if err != nil {
 			return moved, s.writeError(name, err)
 		}
-		moved = append(moved, name)
 	}
 	if err := s.fs.SyncDir(s.dir); err != nil {
 		return moved, s.writeError(rootCAKey, err)
@@ -128,7 +132,7 @@ func (s *Store) discard() error {
 // the way finds either a whole stage or none.
 func (s *Store) rollback(moved []string) error {
 	for _, name := range slices.Backward(moved) {
-		if err := s.fs.Rename(s.path(name), s.staged(name)); err != nil {
+		if err := s.fs.Rename(s.path(name), s.staged(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

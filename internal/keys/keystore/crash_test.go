@@ -1,0 +1,391 @@
+package keystore_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"teekms/internal/durable"
+	"teekms/internal/durable/durabletest"
+	"teekms/internal/keys/keystore"
+)
+
+const crashDir = "/etc/kms/certs"
+
+// scenario is one writing operation on the key directory.
+type scenario struct {
+	name  string
+	start *durabletest.Disk
+	// run is the operation of a process that begins on the disk. announced says
+	// that it reported success.
+	run func(fsys durable.FS) (announced bool, err error)
+	// check judges what a later process finds. announced is as run said.
+	check func(d *durabletest.Disk, announced bool) error
+	// clean judges the directory after run failed without a crash and says that
+	// it is as it was.
+	clean func(d *durabletest.Disk) error
+}
+
+func crashFaults() []durabletest.Fault {
+	return []durabletest.Fault{durabletest.CrashBefore, durabletest.CrashAfter, durabletest.CrashTorn}
+}
+
+func failures() []durabletest.Plan {
+	var plans []durabletest.Plan
+	for _, f := range []durabletest.Fault{durabletest.FailBefore, durabletest.FailAfter, durabletest.FailTorn, durabletest.FailOn} {
+		for _, errno := range []syscall.Errno{syscall.EIO, syscall.ENOSPC, syscall.EROFS} {
+			plans = append(plans, durabletest.Plan{Fault: f, Err: errno})
+		}
+	}
+	return plans
+}
+
+// enumerate lets every fault happen at every call of the scenario, and after
+// each looks at what the next process finds: on the machine as it is, and after
+// a crash with every outcome. Equal disks are judged once.
+func (sc scenario) enumerate(t *testing.T, count *tally) {
+	dry := sc.start.Clone().FS(durabletest.Plan{})
+	if announced, err := sc.run(dry); !announced {
+		t.Fatalf("without a fault: %v", err)
+	}
+	outcomes := durabletest.Outcomes(8)
+	j := judge{sc: sc, count: count, seen: map[string]error{}, recovered: map[string]bool{}}
+	for step := range len(dry.Trace()) {
+		at := fmt.Sprintf("%d (%s)", step+1, dry.Trace()[step])
+		for _, fault := range crashFaults() {
+			d := sc.start.Clone()
+			announced, _ := sc.run(d.FS(durabletest.Plan{Step: step + 1, Fault: fault}))
+			for _, o := range outcomes {
+				j.judge(t, d.Crash(o), announced, fmt.Sprintf("%s %s, %s", fault, at, o.Name))
+				count.add("crashes")
+			}
+		}
+		for _, p := range failures() {
+			p.Step = step + 1
+			d := sc.start.Clone()
+			announced, err := sc.run(d.FS(p))
+			what := fmt.Sprintf("%s %s with %v", p.Fault, at, p.Err)
+			undone := !announced && err != nil && !strings.Contains(err.Error(), "undoing it failed too")
+			if undone && sc.clean != nil {
+				if err := sc.clean(d); err != nil {
+					t.Errorf("%s: %s: the operation failed, then: %v", sc.name, what, err)
+				}
+				count.add("failures that left nothing behind")
+			}
+			for _, o := range durabletest.Outcomes(2) {
+				after := d.Crash(o)
+				j.judge(t, after, announced, what+", then crash, "+o.Name)
+				if undone && sc.clean != nil {
+					if err := sc.clean(after); err != nil {
+						t.Errorf("%s: %s: undone, then crash, %s: %v", sc.name, what, o.Name, err)
+					}
+				}
+				count.add("failures with %v", p.Err)
+			}
+		}
+	}
+	count.add("scenarios")
+}
+
+type judge struct {
+	sc    scenario
+	count *tally
+	// seen holds the judgments of the disks seen so far, recovered the kinds of
+	// disks whose recovery was crashed.
+	seen      map[string]error
+	recovered map[string]bool
+}
+
+func (j *judge) judge(t *testing.T, d *durabletest.Disk, announced bool, what string) {
+	t.Helper()
+	key := fmt.Sprint(announced, d.Fingerprint())
+	err, ok := j.seen[key]
+	if !ok {
+		err = j.sc.check(d, announced)
+		j.seen[key] = err
+		j.count.add("different disks")
+		if k := kind(d, announced); err == nil && !j.recovered[k] {
+			j.recovered[k] = true
+			j.again(t, d, announced, what)
+		}
+	}
+	if err != nil {
+		t.Errorf("%s: %s: %v", j.sc.name, what, err)
+	}
+}
+
+// kind is equal for disks with the same files in the same stages of being
+// written: what recovery does depends on nothing else, while keys made at random
+// make every disk different.
+func kind(d *durabletest.Disk, announced bool) string {
+	var b strings.Builder
+	files := d.Files(crashDir)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		state := "whole"
+		switch text := files[name]; {
+		case text == "":
+			state = "empty"
+		case strings.Trim(text, "\x00") == "":
+			state = "zeros"
+		case strings.HasPrefix(text, "-") && !strings.HasSuffix(text, "-----\n"), strings.HasPrefix(text, "teekms") && !strings.HasSuffix(text, "\n"):
+			state = "torn"
+		}
+		fmt.Fprintln(&b, name, state)
+	}
+	return fmt.Sprint(announced, b.String())
+}
+
+// again crashes the process that recovers, at every call, and looks what the one
+// after it finds.
+func (j *judge) again(t *testing.T, d *durabletest.Disk, announced bool, what string) {
+	t.Helper()
+	dry := d.Clone().FS(durabletest.Plan{})
+	if _, err := keystore.Open(keystore.Config{Dir: crashDir, FS: dry, Now: clock}); err != nil {
+		t.Errorf("%s: %s: Open = %v, want nil", j.sc.name, what, err)
+		return
+	}
+	for step := range len(dry.Trace()) {
+		second := d.Clone()
+		_, err := keystore.Open(keystore.Config{Dir: crashDir, FS: second.FS(durabletest.Plan{Step: step + 1, Fault: durabletest.CrashAfter}), Now: clock})
+		for _, o := range []durabletest.Outcome{durabletest.Kept(), durabletest.Lost(), durabletest.Random(uint64(step))} {
+			after := second.Crash(o)
+			key := fmt.Sprint(announced, after.Fingerprint())
+			err2, ok := j.seen[key]
+			if !ok {
+				err2 = j.sc.check(after, announced)
+				j.seen[key] = err2
+				j.count.add("different disks")
+			}
+			if err2 != nil {
+				t.Errorf("%s: %s; then crash of recovery (%v) after %s, %s: %v", j.sc.name, what, err, dry.Trace()[step], o.Name, err2)
+			}
+			j.count.add("crashes of recovery")
+		}
+	}
+}
+
+// onlyOurs says that the directory has the eight files with their modes and
+// nothing else.
+func onlyOurs(d *durabletest.Disk, allowed ...string) error {
+	want := theEight()
+	for name := range d.Files(crashDir) {
+		mode, ok := want[name]
+		switch {
+		case slices.Contains(allowed, name):
+			continue
+		case !ok:
+			return fmt.Errorf("%s is left in the directory", name)
+		case d.Mode(crashDir+"/"+name) != mode:
+			return fmt.Errorf("mode of %s = %o, want %o", name, d.Mode(crashDir+"/"+name), mode)
+		}
+	}
+	return nil
+}
+
+func isEmpty(d *durabletest.Disk) error {
+	if left := d.Files(crashDir); len(left) > 0 {
+		return fmt.Errorf("left behind: %v", slices.Sorted(maps.Keys(left)))
+	}
+	return nil
+}
+
+// bootstrap is a scenario that fills a directory.
+func bootstrap(t *testing.T, name string, start *durabletest.Disk, b *keystore.Bundle, count *tally) scenario {
+	other := newBundle(t)
+	return scenario{
+		name:  name,
+		start: start,
+		run: func(fsys durable.FS) (bool, error) {
+			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: fsys, Now: clock})
+			if err != nil {
+				return false, err
+			}
+			err = s.Commit(context.Background(), b)
+			return err == nil, err
+		},
+		check: func(d *durabletest.Disk, announced bool) error {
+			d = d.Clone()
+			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: d.FS(durabletest.Plan{}), Now: clock})
+			switch {
+			case err != nil:
+				return fmt.Errorf("open = %w, want empty or complete", err)
+			case s.Complete():
+				count.add("found complete")
+				return completeWith(s, d, b)
+			case announced:
+				return fmt.Errorf("found empty, want the announced keys")
+			}
+			count.add("found empty")
+			if err := isEmpty(d); err != nil {
+				return err
+			}
+			// An empty directory can be filled.
+			if err := s.Commit(context.Background(), other); err != nil {
+				return fmt.Errorf("commit to the empty directory = %w, want nil", err)
+			}
+			return completeWith(s, d, other)
+		},
+		clean: isEmpty,
+	}
+}
+
+// completeWith says that store and disk have exactly this bundle.
+func completeWith(s *keystore.Store, d *durabletest.Disk, b *keystore.Bundle) error {
+	if !s.Roots().Equal(b.Roots()) {
+		return fmt.Errorf("complete with other root keys")
+	}
+	if (s.Info() == nil) != (b.Info() == nil) || s.Info() != nil && string(s.Info().Quote) != string(b.Info().Quote) {
+		return fmt.Errorf("complete with another record")
+	}
+	want := len(theEight())
+	if b.Info() == nil {
+		want--
+	}
+	if got := len(d.Files(crashDir)); got != want {
+		return fmt.Errorf("%d files, want %d", got, want)
+	}
+	return onlyOurs(d)
+}
+
+func TestNothingHalfDone(t *testing.T) {
+	var count tally
+	empty := durabletest.NewDisk(crashDir)
+
+	t.Run("bootstrap", func(t *testing.T) {
+		t.Parallel()
+		bootstrap(t, "bootstrap", empty, newBundle(t), &count).enumerate(t, &count)
+	})
+	t.Run("auto-bootstrap without a quote into a missing directory", func(t *testing.T) {
+		t.Parallel()
+		roots := newRoots(t)
+		info := &keystore.Info{CAPublic: roots.CAPublic(), K256Public: roots.K256Public()}
+		b, err := keystore.NewBundle(roots, testDomain, info, clock())
+		if err != nil {
+			t.Fatal(err)
+		}
+		bootstrap(t, "auto-bootstrap", durabletest.NewDisk("/etc"), b, &count).enumerate(t, &count)
+	})
+	t.Run("replica without a record", func(t *testing.T) {
+		t.Parallel()
+		b, err := keystore.NewBundle(newRoots(t), testDomain, nil, clock())
+		if err != nil {
+			t.Fatal(err)
+		}
+		bootstrap(t, "replica", empty, b, &count).enumerate(t, &count)
+	})
+	t.Run("adoption", func(t *testing.T) {
+		t.Parallel()
+		adoption(t, &count).enumerate(t, &count)
+	})
+	t.Run("renewal", func(t *testing.T) {
+		t.Parallel()
+		renewal(t, &count).enumerate(t, &count)
+	})
+	t.Cleanup(func() {
+		count.floor(t, map[string]int{
+			"scenarios": 5, "crashes": 10000, "crashes of recovery": 10000, "different disks": 1000,
+			"failures with input/output error": 5000, "failures with no space left on device": 5000,
+			"failures with read-only file system": 5000, "failures that left nothing behind": 500,
+			"found empty": 50, "found complete": 50,
+		})
+	})
+}
+
+// adoption opens the directory of another KMS that lacks its certificates and
+// its temporary CA, and whose keys others may read.
+func adoption(t *testing.T, count *tally) scenario {
+	start, b := filledDisk(t, crashDir)
+	before := start.Files(crashDir)
+	for _, name := range []string{"rpc.crt", "tmp-ca.crt", "tmp-ca.key", "bootstrap-info.json"} {
+		start.Delete(crashDir + "/" + name)
+	}
+	start.Put(crashDir+"/root-ca.crt", nil, 0o644) // torn by a crash of the other KMS
+	start.Put(crashDir+"/rpc-domain", []byte("other.example.com"), 0o644)
+	for _, name := range []string{"root-ca.key", "root-k256.key", "rpc.key"} {
+		start.Put(crashDir+"/"+name, []byte(before[name]), 0o644)
+	}
+	keep := []string{"root-ca.key", "root-k256.key", "rpc.key", "rpc-domain"}
+	kept := func(d *durabletest.Disk) error {
+		now := d.Files(crashDir)
+		for _, name := range keep {
+			want := before[name]
+			if name == "rpc-domain" {
+				want = "other.example.com"
+			}
+			if now[name] != want {
+				return fmt.Errorf("%s has changed", name)
+			}
+		}
+		return nil
+	}
+	return scenario{
+		name:  "adoption",
+		start: start,
+		run: func(fsys durable.FS) (bool, error) {
+			_, err := keystore.Open(keystore.Config{Dir: crashDir, FS: fsys, Now: clock})
+			return err == nil, err
+		},
+		check: func(d *durabletest.Disk, _ bool) error {
+			d = d.Clone()
+			if err := kept(d); err != nil {
+				return err
+			}
+			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: d.FS(durabletest.Plan{}), Now: clock})
+			if err != nil {
+				return fmt.Errorf("open = %w, want complete", err)
+			}
+			count.add("adopted")
+			if !s.Complete() || !s.Roots().Equal(b.Roots()) || s.Info() != nil || s.Domain() != "other.example.com" {
+				return fmt.Errorf("complete = %v, domain = %q, want the adopted keys and domain, no record", s.Complete(), s.Domain())
+			}
+			if got, want := len(d.Files(crashDir)), 8; got != want {
+				return fmt.Errorf("%d files, want %d", got, want)
+			}
+			if err := kept(d); err != nil {
+				return err
+			}
+			return onlyOurs(d, "rpc-domain")
+		},
+	}
+}
+
+// renewal replaces the RPC certificate.
+func renewal(t *testing.T, count *tally) scenario {
+	start, b := filledDisk(t, crashDir)
+	before := start.Files(crashDir)
+	return scenario{
+		name:  "renewal",
+		start: start,
+		run: func(fsys durable.FS) (bool, error) {
+			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: fsys, Now: clock})
+			if err != nil {
+				return false, err
+			}
+			_, err = s.RenewRPC(context.Background())
+			return err == nil, err
+		},
+		check: func(d *durabletest.Disk, _ bool) error {
+			d = d.Clone()
+			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: d.FS(durabletest.Plan{}), Now: clock})
+			if err != nil {
+				return fmt.Errorf("open = %w, want complete", err)
+			}
+			now := d.Files(crashDir)
+			for name := range before {
+				if name != "rpc.crt" && now[name] != before[name] {
+					return fmt.Errorf("%s has changed", name)
+				}
+			}
+			if now["rpc.crt"] == before["rpc.crt"] {
+				count.add("found the old RPC certificate")
+			} else {
+				count.add("found the new RPC certificate")
+			}
+			return completeWith(s, d, b)
+		},
+	}
+}

@@ -1,0 +1,140 @@
+package keystore_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"teekms/internal/keys"
+	"teekms/internal/keys/keystore"
+)
+
+// nobody is a user who owns nothing; root would not be denied anything.
+const nobody = 65534
+
+// nobodyChild bootstraps a directory as another user and prints the error.
+func nobodyChild(dir string) int {
+	if os.Geteuid() == 0 {
+		if err := dropRoot(); err != nil {
+			return fail(err)
+		}
+	}
+	s, err := keystore.Open(keystore.Config{Dir: dir})
+	if err != nil {
+		fmt.Println("open:", err)
+		return 0
+	}
+	roots, err := keys.NewRoots()
+	if err != nil {
+		return fail(err)
+	}
+	b, err := keystore.NewBundle(roots, testDomain, nil, time.Now())
+	if err != nil {
+		return fail(err)
+	}
+	fmt.Println("commit:", s.Commit(context.Background(), b))
+	return 0
+}
+
+func dropRoot() error {
+	if err := syscall.Setgroups(nil); err != nil {
+		return err
+	}
+	if err := syscall.Setgid(nobody); err != nil {
+		return err
+	}
+	return syscall.Setuid(nobody)
+}
+
+// openTempDir is a temporary directory that every user can enter: those of the
+// testing package are closed.
+func openTempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "keystore")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := exec.Command("chmod", "-R", "u+rwx", dir).Run(); err != nil {
+			t.Error(err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func asNobody(t *testing.T, dir string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"=nobody", dirEnv+"="+dir)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("child = %s, %v", out, err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func TestPermissionDenied(t *testing.T) {
+	tests := []struct {
+		name string
+		make func(t *testing.T, dir string)
+		want string // after DIR is put in
+	}{
+		{"a directory that cannot be written", func(t *testing.T, dir string) {
+			if err := os.Mkdir(dir, 0o555); err != nil {
+				t.Fatal(err)
+			}
+		}, "commit: Permission denied: DIR/root-ca.key"},
+		{"a parent that cannot be written", func(t *testing.T, dir string) {
+			if err := os.Chmod(filepath.Dir(dir), 0o555); err != nil {
+				t.Fatal(err)
+			}
+		}, "commit: Permission denied: DIR/root-ca.key"},
+		{"a directory that cannot be read", func(t *testing.T, dir string) {
+			if err := os.Mkdir(dir, 0o311); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(dir, 0o311); err != nil {
+				t.Fatal(err)
+			}
+			if os.Geteuid() != 0 {
+				// The owner keeps what the mode gives it.
+				if err := os.Chmod(dir, 0o111); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, "open: Permission denied: DIR"},
+		{"a root key that cannot be read", func(t *testing.T, dir string) {
+			if err := open(t, dir, nil).Commit(t.Context(), newBundle(t)); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(filepath.Join(dir, "root-ca.key"), 0); err != nil {
+				t.Fatal(err)
+			}
+		}, "open: Permission denied: DIR/root-ca.key"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			parent := filepath.Join(openTempDir(t), "parent")
+			if err := os.Mkdir(parent, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			dir := filepath.Join(parent, "certs")
+			tt.make(t, dir)
+			if got, want := asNobody(t, dir), strings.ReplaceAll(tt.want, "DIR", dir); got != want {
+				t.Errorf("as another user: %s, want %s", got, want)
+			}
+		})
+	}
+}
