@@ -8,6 +8,8 @@ import (
 	"fmt"
 
 	"teekms/internal/attest"
+	"teekms/internal/attest/configfs"
+	"teekms/internal/attest/guestagent"
 	"teekms/internal/attest/simtd"
 	"teekms/internal/attest/tdx"
 	"teekms/internal/config"
@@ -50,28 +52,62 @@ func (a *attestation) openAttester(c config.Attestation) (err error) {
 	switch c.Provider {
 	case config.ProviderSimulator:
 		a.attester, err = openSimulator(c.Simulator)
+	case config.ProviderGuestAgent:
+		a.attester, err = guestagent.New(guestagent.Config{Address: c.AgentAddress, Timeout: c.Timeout})
+	case config.ProviderConfigfs:
+		a.attester = configfs.New(configfs.Config{Timeout: c.Timeout})
+	case config.ProviderAuto:
+		a.attester, err = newDetector(guestagent.Config{Address: c.AgentAddress, Timeout: c.Timeout})
 	default:
-		a.attester = &detector{}
+		return errors.New("unknown provider")
 	}
 	return err
 }
 
-type detector struct{}
+// detector is provider "auto": the guest agent where one answers, else configfs.
+// It looks anew for each quote, so that an agent may start after the KMS.
+type detector struct {
+	agent, configfs attest.Attester
+}
+
+func newDetector(agentConfig guestagent.Config) (*detector, error) {
+	agent, err := guestagent.New(agentConfig)
+	if err != nil {
+		return nil, err
+	}
+	return &detector{agent: agent, configfs: configfs.New(configfs.Config{Timeout: agentConfig.Timeout})}, nil
+}
 
 // Attest implements attest.Attester.
-func (d *detector) Attest(context.Context, attest.ReportData) (*attest.Evidence, error) {
-	return nil, attest.ErrNoAttester
+func (d *detector) Attest(ctx context.Context, rd attest.ReportData) (*attest.Evidence, error) {
+	evidence, err := d.agent.Attest(ctx, rd)
+	if !errors.Is(err, attest.ErrNoAttester) {
+		return evidence, err
+	}
+	return d.configfs.Attest(ctx, rd)
 }
 
 // openSimulator opens the software TD, with the measurements that are set.
 func openSimulator(c config.Simulator) (*simtd.TD, error) {
-	var m simtd.Measurements
-	if c.MRTD != "" {
-		raw, err := hex.DecodeString(c.MRTD)
-		if err != nil || len(raw) != len(m.MRTD) {
-			return nil, errors.New("core.attestation.simulator.mrtd: must be 96 hex digits")
+	m := simtd.Measurements{Image: c.Image}
+	for _, field := range []struct {
+		key, value string
+		set        func([]byte)
+	}{
+		{"mrtd", c.MRTD, func(b []byte) { copy(m.MRTD[:], b) }},
+		{"app_id", c.AppID, func(b []byte) { m.AppID = b }},
+		{"instance_id", c.InstanceID, func(b []byte) { m.InstanceID = b }},
+		{"compose_hash", c.ComposeHash, func(b []byte) { m.ComposeHash = b }},
+		{"os_image_hash", c.OSImageHash, func(b []byte) { m.OSImageHash = b }},
+	} {
+		if field.value == "" {
+			continue
 		}
-		copy(m.MRTD[:], raw)
+		raw, err := hex.DecodeString(field.value) // validated with the configuration
+		if err != nil {
+			return nil, fmt.Errorf("core.attestation.simulator.%s: %w", field.key, err)
+		}
+		field.set(raw)
 	}
 	return simtd.Open(simtd.Config{Dir: c.Dir, Measurements: m})
 }
