@@ -15,7 +15,6 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -208,18 +207,12 @@ func (h *Handler) body(r *http.Request, m *method) ([]byte, error) {
 	return h.read(r)
 }
 
-// read returns the body of r within the bound.
+// read returns the body of r within the bound. Memory grows with what arrives,
+// not with what Content-Length promises.
 func (h *Handler) read(r *http.Request) ([]byte, error) {
-	tooLarge := fmt.Errorf("request body: larger than %s bytes", strconv.FormatInt(h.max, 10))
+	tooLarge := fmt.Errorf("request body: larger than %d bytes", h.max)
 	if r.ContentLength > h.max {
 		return nil, tooLarge
-	}
-	if r.ContentLength >= 0 {
-		b := make([]byte, r.ContentLength)
-		if _, err := io.ReadFull(r.Body, b); err != nil {
-			return nil, errors.New("request body: ended before its Content-Length")
-		}
-		return b, nil
 	}
 	b, err := io.ReadAll(io.LimitReader(r.Body, h.max+1))
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -254,6 +255,33 @@ func TestChunkedBodyOverTheBound(t *testing.T) {
 	got, _ := io.ReadAll(res.Body)
 	if want := `{"error": "request body: larger than 1024 bytes"}`; res.StatusCode != http.StatusBadRequest || string(got) != want {
 		t.Errorf("answer = %d %s, want 400 %s", res.StatusCode, got, want)
+	}
+}
+
+func TestBodyThatBreaksOff(t *testing.T) {
+	s := httptest.NewServer(newOnboard(t, &onboard{}))
+	defer s.Close()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "POST /prpc/Bootstrap?json HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{\"d"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := io.ReadAll(conn)
+	if want := `{"error": "request body: could not be read to its end"}`; !strings.HasPrefix(string(got), "HTTP/1.1 400") || !strings.HasSuffix(string(got), want) {
+		t.Errorf("answer = %s, want 400 %s", got, want)
+	}
+}
+
+func TestHead(t *testing.T) {
+	got := do(t, newKMS(t), http.MethodHead, "/prpc/GetAppEnvEncryptPubKey", "")
+	if got.status != http.StatusOK || got.body != "" || got.header.Get("Content-Type") != "application/json" {
+		t.Errorf("HEAD = %d %q %q, want 200, application/json and no body", got.status, got.header.Get("Content-Type"), got.body)
 	}
 }
 

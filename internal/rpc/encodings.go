@@ -106,16 +106,12 @@ func (c *Chain) WithKept(next http.Handler, e *Encodings) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		codec, ok := plainCall(r)
-		if !ok {
+		if !ok || r.ContentLength > 0 && !emptyObject(r) {
 			next.ServeHTTP(w, r)
 			return
 		}
 		answer, ok := c.Kept(r.Context(), e, r.URL.Path, codec)
 		if !ok {
-			next.ServeHTTP(w, r)
-			return
-		}
-		if r.ContentLength > 0 && !emptyObject(r) {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -147,16 +143,12 @@ func plainCall(r *http.Request) (codec string, ok bool) {
 	}
 }
 
-// emptyObject reads a body of two bytes and tells whether it is {}. Otherwise
-// it puts back what it has read.
+// emptyObject tells whether the body, of two bytes, is {}, and leaves it unread.
 func emptyObject(r *http.Request) bool {
 	var b [2]byte
 	n, err := io.ReadFull(r.Body, b[:])
-	if err == nil && string(b[:]) == "{}" {
-		return true
-	}
 	r.Body = &unread{ReadCloser: r.Body, read: b[:n]}
-	return false
+	return err == nil && string(b[:]) == "{}"
 }
 
 // unread is a body of which some has been read already.

@@ -23,7 +23,7 @@ import (
 	"teekms/internal/rpc"
 )
 
-var errTaken = errors.New("Bootstrap already completed") //nolint:revive // a text clients know
+var errTaken = errors.New("Bootstrap already completed")
 
 // service does what the domain of a Bootstrap request says.
 type service struct {

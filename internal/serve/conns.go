@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"sync"
@@ -84,4 +85,13 @@ func (c *limitConn) Close() error {
 	err := c.Conn.Close()
 	c.once.Do(func() { <-c.slots })
 	return err
+}
+
+// CloseWrite lets net/http say goodbye before it closes: an answer to a request
+// whose body was not read would be lost otherwise.
+func (c *limitConn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }

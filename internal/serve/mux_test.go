@@ -30,13 +30,20 @@ func (onboard) Bootstrap(_ context.Context, req *onboardv1.BootstrapRequest) (*o
 	return &onboardv1.BootstrapResponse{Quote: []byte(req.GetDomain())}, nil
 }
 
+func (onboard) Finish(context.Context, *onboardv1.FinishRequest) (*onboardv1.FinishResponse, error) {
+	return &onboardv1.FinishResponse{}, nil
+}
+
 // muxConfig is a mux for [onboard] with everything in it.
 func muxConfig(t *testing.T, ready *atomic.Pointer[error]) serve.MuxConfig {
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	chain, err := rpc.New(rpc.Config{
 		Log: zap.NewNop(), Registry: registry, ReadMaxBytes: 64 << 10,
-		Access: rpc.Access{onboardv1connect.OnboardBootstrapProcedure: nil},
+		Access: rpc.Access{
+			onboardv1connect.OnboardBootstrapProcedure: nil,
+			onboardv1connect.OnboardFinishProcedure:    rpc.NewBearer(rpc.BearerConfig{Token: "right"}),
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -186,6 +193,29 @@ func TestBodyBoundIsOnePlace(t *testing.T) {
 	status, _, got = fetch(t, "POST", "http://"+s.addr+"/onboard.v1.Onboard/Bootstrap", "application/json", body, "")
 	if status != http.StatusTooManyRequests || !strings.Contains(got, `"code":"resource_exhausted"`) {
 		t.Errorf("connect = %d %s, want resource_exhausted", status, got)
+	}
+}
+
+func TestTokenByPRPC(t *testing.T) {
+	s := startMux(t, new(atomic.Pointer[error]))
+	defer http.DefaultClient.CloseIdleConnections()
+	tests := []struct {
+		header string
+		status int
+		want   string
+	}{
+		{"", 401, `{"error": "a bearer token is required"}`},
+		{"Authorization: Bearer wrong", 401, `{"error": "the bearer token is wrong"}`},
+		{"Authorization: Bearer right", 200, `null`},
+	}
+	for _, tt := range tests {
+		status, header, body := fetch(t, "POST", "http://"+s.addr+"/prpc/Onboard.Finish?json", "", "null", tt.header)
+		if status != tt.status || body != tt.want {
+			t.Errorf("Finish with %q = %d %s, want %d %s", tt.header, status, body, tt.status, tt.want)
+		}
+		if got := header.Get("WWW-Authenticate"); (got == "Bearer") != (tt.status == 401) {
+			t.Errorf("Finish with %q: WWW-Authenticate = %q", tt.header, got)
+		}
 	}
 }
 

@@ -220,11 +220,17 @@ func TestKeptAnswersAreLogged(t *testing.T) {
 	for range 3 {
 		call(t, client, "GET", url+"/prpc/KMS.GetMeta", "")
 	}
+	call(t, client, "POST", url+"/kms.v1.KMS/GetMeta", "{}", "Content-Type", "application/json")
+	call(t, client, "POST", url+"/kms.v1.KMS/GetMeta", "{}", "Content-Type", "application/json")
+	call(t, client, "POST", url+"/kms.v1.KMS/GetMeta", "[]", "Content-Type", "application/json")
 	lines := logs.FilterMessage("call").All()
-	if len(lines) != 3 {
-		t.Fatalf("%d access lines, want 3", len(lines))
+	if len(lines) != 6 {
+		t.Fatalf("%d access lines, want 6", len(lines))
 	}
-	for _, line := range lines {
+	if f := lines[5].ContextMap(); f["code"] != "invalid_argument" {
+		t.Errorf("access line %v, want invalid_argument", f)
+	}
+	for _, line := range lines[:5] {
 		if f := line.ContextMap(); f["procedure"] != kmsv1connect.KMSGetMetaProcedure || f["code"] != "ok" {
 			t.Errorf("access line %v, want GetMeta and ok", f)
 		}
