@@ -392,9 +392,9 @@ func (r *verification) eventLog() error {
 // replayedLog is what an event log replays to.
 type replayedLog struct {
 	rtmr [4]attest.Measurement
-	// stripped says that the event log has no boot events at all, as in a
-	// certificate: of its replay only RTMR3 means something. Nothing is lost
-	// by that, the boot registers count as the quote has them.
+	// stripped says that the boot events were left out, as in a certificate:
+	// of the replay only RTMR3 means something. Nothing is lost by that, the
+	// boot registers count as the quote has them.
 	stripped bool
 }
 
@@ -403,9 +403,18 @@ func replayLog(text []byte) (r replayedLog, err error) {
 	if err != nil {
 		return r, err
 	}
-	r.stripped = !slices.ContainsFunc(log, func(e eventlog.Event) bool { return e.IMR != eventlog.RuntimeIMR })
+	r.stripped = !slices.ContainsFunc(log, isBootEvent)
 	r.rtmr, err = log.Replay()
 	return r, err
+}
+
+// isBootEvent says whether e would have been left out of a log for a
+// certificate. Those keep RTMR0's marks of ACPI data
+// (docs/evidence.md#event-log).
+func isBootEvent(e eventlog.Event) bool {
+	const platformConfigFlags = 10 // EV_PLATFORM_CONFIG_FLAGS
+	acpi := e.IMR == 0 && e.Type == platformConfigFlags && string(e.Payload) == "ACPI DATA"
+	return e.IMR != eventlog.RuntimeIMR && !acpi
 }
 
 func (r *verification) describeEventLog() string {
@@ -413,7 +422,7 @@ func (r *verification) describeEventLog() string {
 	case r.ev.EventLog == nil:
 		return "none came with the quote"
 	case r.log.stripped:
-		return "replays to RTMR3; the boot events were left out of it"
+		return "replays to RTMR3; the boot events were left out of the log"
 	default:
 		return "replays to RTMR0, RTMR1, RTMR2 and RTMR3"
 	}

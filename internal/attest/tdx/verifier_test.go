@@ -604,6 +604,14 @@ func TestEventLog(t *testing.T) {
 		{"replays without any boot event, as in a certificate", edit(func(l eventlog.Log) eventlog.Log {
 			return slices.DeleteFunc(l, func(e eventlog.Event) bool { return e.IMR != eventlog.RuntimeIMR })
 		}), ""},
+		{"replays with no boot events but marks of ACPI data, as in a certificate", edit(func(l eventlog.Log) eventlog.Log {
+			l = slices.DeleteFunc(l, func(e eventlog.Event) bool { return e.IMR != eventlog.RuntimeIMR })
+			return append(l, eventlog.Event{IMR: 0, Type: 10, Name: "acpi-rsdp", Payload: []byte("ACPI DATA"), Digest: make([]byte, 48)})
+		}), ""},
+		{"has one other boot event", edit(func(l eventlog.Log) eventlog.Log {
+			l = slices.DeleteFunc(l, func(e eventlog.Event) bool { return e.IMR != eventlog.RuntimeIMR })
+			return append(l, eventlog.Event{IMR: 0, Type: 10, Name: "x", Payload: []byte("other"), Digest: make([]byte, 48)})
+		}), "RTMR0 replays to"},
 		{"lacks the last event", edit(func(l eventlog.Log) eventlog.Log { return l[:len(l)-1] }), "RTMR3 replays to"},
 		{"lacks one boot event", edit(func(l eventlog.Log) eventlog.Log { i := first(l, 1); return slices.Delete(l, i, i+1) }), "RTMR1 replays to"},
 		{"lacks all events of RTMR3", edit(func(l eventlog.Log) eventlog.Log {
