@@ -95,11 +95,12 @@ trust domain. It needs no access to the machine that it verifies.
 Exit codes: 0 all is well, 1 an error, 2 a command line that means nothing,
 4 Evidence does not verify, 5 it verifies but is not what was expected,
 6 no valid collateral is to be had.`,
-		Version:           buildinfo.Version(env.Version),
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		DisableAutoGenTag: true,
-		Args:              cobra.ArbitraryArgs,
+		Version:       buildinfo.Version(env.Version),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		// Without it nothing is near enough to be suggested.
+		SuggestionsMinimumDistance: 2,
+		Args:                       cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cmd.Help()
