@@ -178,13 +178,13 @@ func TestPlaybookTellsWhatWentWrong(t *testing.T) {
 		{"no trust domain, automatic", map[string]any{"auto_bootstrap": true, "kms_environment": absent}, "tappd socket not found"},
 		{"no trust domain, manual", map[string]any{"kms_environment": absent}, "tappd socket not found"},
 		{"refused domain", map[string]any{"kms_domain": "no_such.name"}, "domain"},
-		{"unknown setting", map[string]any{"kms_environment": map[string]string{"DSTACK_KMS_RPC_PROT": "1"}}, "did you mean DSTACK_KMS_RPC_PORT?"},
+		{"unknown setting", map[string]any{"kms_health_retries": 2, "kms_environment": map[string]string{"DSTACK_KMS_RPC_PROT": "1"}}, "did you mean DSTACK_KMS_RPC_PORT?"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			r := newPlaybookRun(t, tt.vars)
-			code, out := r.play(t, "-e", "kms_health_retries=5")
+			code, out := r.play(t)
 			if code == 0 || !strings.Contains(out, tt.want) {
 				t.Errorf("status %d, want a failure and %q in:\n%s", code, tt.want, out)
 			}
