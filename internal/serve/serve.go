@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"syscall"
 	"time"
 
@@ -73,12 +74,16 @@ type Config struct {
 	Log *zap.Logger
 }
 
-// Listen opens a TCP address "host:port". An address that somebody else listens
-// on is an error whose whole text is what operators know to look for:
-// "Address already in use (os error 98): ADDR".
+// Listen opens a TCP address "host:port"; 0.0.0.0 is IPv4 alone, :: is both. An
+// address that somebody else listens on is an error whose whole text is what
+// operators know to look for: "Address already in use (os error 98): ADDR".
 func Listen(ctx context.Context, addr string) (net.Listener, error) {
+	network := "tcp"
+	if ap, err := netip.ParseAddrPort(addr); err == nil && ap.Addr().Is4() {
+		network = "tcp4" // else 0.0.0.0 would be every IPv6 address too
+	}
 	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", addr)
+	l, err := lc.Listen(ctx, network, addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, &inUseError{addr: addr, err: err}
 	}

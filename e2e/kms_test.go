@@ -1,0 +1,427 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestKMSOverTLS looks at the handshake.
+func TestKMSOverTLS(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	k.fill(t, exampleDomain)
+	before := parseCertificate(t, k.file(t, "rpc.crt"))
+	p, client := k.serve(t, exampleDomain)
+	address := fmt.Sprintf("127.0.0.1:%d", k.Port)
+	p.logs(t, "INFO KMS has launched from https://"+address)
+
+	t.Run("TLS 1.3 and nothing older", func(t *testing.T) {
+		config := k.tlsClient(t, exampleDomain)
+		config.MaxVersion = tls.VersionTLS12
+		conn, err := tls.Dial("tcp", address, config)
+		if err == nil {
+			conn.Close()
+			t.Fatal("TLS 1.2 is accepted")
+		}
+		if !strings.Contains(err.Error(), "protocol version") {
+			t.Errorf("TLS 1.2: %v, want an alert about the protocol version", err)
+		}
+		out := shell(t, fmt.Sprintf("openssl s_client -connect %s -servername %s -CAfile %s/root-ca.crt -verify_return_error -brief </dev/null 2>&1",
+			address, exampleDomain, k.Certs))
+		for _, want := range []string{"TLSv1.3", "Verification: OK"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("openssl s_client does not say %q:\n%s", want, out)
+			}
+		}
+	})
+	t.Run("the certificate is reissued at start for the same key", func(t *testing.T) {
+		chain := get(t, client, k.URL("https")+"/health").TLS.PeerCertificates
+		if len(chain) != 1 {
+			t.Fatalf("%d certificates are sent, want the leaf alone", len(chain))
+		}
+		leaf := chain[0]
+		if onDisk := parseCertificate(t, k.file(t, "rpc.crt")); !leaf.Equal(onDisk) {
+			t.Error("rpc.crt on disk is not the certificate that is served")
+		}
+		if leaf.Equal(before) || !leaf.PublicKey.(*ecdsa.PublicKey).Equal(before.PublicKey) {
+			t.Error("want another certificate of the same key")
+		}
+		if len(leaf.DNSNames) != 1 || leaf.DNSNames[0] != exampleDomain || leaf.Subject.String() != "CN="+exampleDomain {
+			t.Errorf("subject %s, names %v", leaf.Subject, leaf.DNSNames)
+		}
+		if life := leaf.NotAfter.Sub(leaf.NotBefore); life < 90*24*time.Hour || life > 91*24*time.Hour {
+			t.Errorf("it lives %v, want 90 days", life)
+		}
+	})
+	t.Run("another name and another root are not accepted by clients", func(t *testing.T) {
+		for _, config := range []*tls.Config{k.tlsClient(t, "other.example.com"), {ServerName: exampleDomain, RootCAs: x509.NewCertPool()}} {
+			if conn, err := tls.Dial("tcp", address, config); err == nil {
+				conn.Close()
+				t.Errorf("the handshake for %s succeeded", config.ServerName)
+			}
+		}
+	})
+	t.Run("plain HTTP is told so", func(t *testing.T) {
+		a := get(t, http.DefaultClient, k.URL("http")+"/health")
+		if a.StatusCode != 400 || !strings.Contains(a.body, "HTTP request to an HTTPS server") {
+			t.Errorf("plain HTTP = %d %q", a.StatusCode, a.body)
+		}
+	})
+	t.Run("the version is in every answer", func(t *testing.T) {
+		for _, path := range []string{"/health", "/ready", "/metrics", "/nope", "/prpc/GetMeta", "/prpc/Nope"} {
+			if v := get(t, client, k.URL("https")+path).Header.Get("X-App-Version"); v == "" {
+				t.Errorf("%s: there is no X-App-Version", path)
+			}
+		}
+	})
+	t.Run("a large body is refused", func(t *testing.T) {
+		large := `{"vm_config":"` + strings.Repeat("a", 1<<20) + `"}`
+		wantRefusal(t, request(t, client, http.MethodPost, k.URL("https")+"/prpc/GetAppKey?json", large, nil), "request body: larger than 1048576 bytes")
+		wantConnectError(t, connectPost(t, client, k.URL("https")+"/kms.v1.KMS/GetAppKey", large), "resource_exhausted", "larger than configured max 1048576")
+	})
+}
+
+// TestClientCertificates asks for one where the configuration says so.
+func TestClientCertificates(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "[rpc.tls.mutual]\nmandatory = true\nca_certs = \"/etc/kms/certs/tmp-ca.crt\"\n")
+	k.fill(t, exampleDomain)
+	p := start(t, "dstack-kms", "--config", k.Config)
+	p.logs(t, "INFO KMS has launched from https://")
+	url := k.URL("https") + "/health"
+	if resp, err := k.trusting(t, exampleDomain).Get(url); err == nil {
+		resp.Body.Close()
+		t.Error("a client without a certificate is served")
+	} else if !strings.Contains(err.Error(), "certificate required") {
+		t.Errorf("without a certificate: %v, want an alert that one is required", err)
+	}
+	config := k.tlsClient(t, exampleDomain)
+	config.Certificates = []tls.Certificate{selfSigned(t)}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config}}
+	p.ready(t, client, url)
+	if n := strings.Count(p.stderr.String(), `this setting has no effect {"key": "rpc.tls.mutual.ca_certs"}`); n != 1 {
+		t.Errorf("it is said %d times that ca_certs has no effect, want once", n)
+	}
+}
+
+func selfSigned(t testing.TB) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func TestHealthAndMetrics(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	k.fill(t, exampleDomain)
+	p, client := k.serve(t, exampleDomain)
+	url := k.URL("https")
+	for _, path := range []string{"/health", "/ready"} {
+		if a := get(t, client, url+path); a.StatusCode != 200 || a.body != "OK" || !strings.HasPrefix(a.Header.Get("Content-Type"), "text/plain") {
+			t.Errorf("%s = %d %q %s, want 200 OK as text", path, a.StatusCode, a.body, a.Header.Get("Content-Type"))
+		}
+	}
+	get(t, client, url+"/prpc/GetMeta")
+	get(t, client, url+"/prpc/GetTempCaCert")
+	metrics := get(t, client, url+"/metrics")
+	for _, want := range []string{
+		`teekms_rpc_requests_total{code="ok",procedure="/kms.v1.KMS/GetMeta"} 1`,
+		`teekms_rpc_requests_total{code="unimplemented",procedure="/kms.v1.KMS/GetTempCaCert"} 1`,
+		"go_goroutines ", "process_resident_memory_bytes ",
+	} {
+		if !strings.Contains(metrics.body, want) {
+			t.Errorf("/metrics does not say %s", want)
+		}
+	}
+	if code := p.terminate(t); code != 0 {
+		t.Errorf("exit status %d, want 0", code)
+	}
+	_, client = k.serve(t, exampleDomain, "DSTACK_KMS_CORE_METRICS_ENABLED=false")
+	if a := get(t, client, url+"/metrics"); a.StatusCode != http.StatusNotFound {
+		t.Errorf("/metrics switched off = %d, want 404", a.StatusCode)
+	}
+}
+
+func TestDevelopmentAuthorizerIsTold(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "[core.auth_api]\ntype = \"dev\"\n[core.auth_api.dev]\ngateway_app_id = \"any\"\n")
+	k.fill(t, exampleDomain)
+	p, client := k.serve(t, exampleDomain)
+	m := metaOf(t, client, k)
+	if !m.IsDev || !m.AllowAnyUpgrade || m.GatewayAppID == nil || *m.GatewayAppID != "any" || m.KMSContractAddress != nil || m.ChainID != nil {
+		t.Errorf("GetMeta = %+v, want a development KMS", m)
+	}
+	const setting = "core.auth_api.type"
+	if !strings.Contains(strings.Join(m.InsecureSettings, " "), setting) {
+		t.Errorf("insecure_settings = %v, want %s among them", m.InsecureSettings, setting)
+	}
+	p.logs(t, `WARN this setting weakens security {"key": "core.auth_api.type"}`)
+}
+
+// slowCall is a call whose body is half sent.
+type slowCall struct {
+	conn net.Conn
+	rest string
+}
+
+// beginSlowCall sends the header of a call and half of its body.
+func beginSlowCall(t testing.TB, k *kmsDir) *slowCall {
+	t.Helper()
+	conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", k.Port), k.tlsClient(t, exampleDomain))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	const body = `{"vm_config":"0123456789"}`
+	fmt.Fprintf(conn, "POST /prpc/GetKmsKey?json HTTP/1.1\r\nHost: kms\r\nContent-Length: %d\r\n\r\n%s", len(body), body[:10])
+	return &slowCall{conn, body[10:]}
+}
+
+// end sends the rest and reads the answer.
+func (c *slowCall) end(t testing.TB) answer {
+	t.Helper()
+	if _, err := io.WriteString(c.conn, c.rest); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c.conn), nil)
+	if err != nil {
+		t.Fatalf("the call in flight got no answer: %v", err)
+	}
+	return read(t, resp)
+}
+
+// TestDrain ends a KMS that has every kind of connection open.
+func TestDrain(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(signal.String(), func(t *testing.T) {
+			t.Parallel()
+			k := newKMS(t, "", "")
+			k.fill(t, exampleDomain)
+			p, http2 := k.serve(t, exampleDomain)
+			address := fmt.Sprintf("127.0.0.1:%d", k.Port)
+			// Never spoken, in the clear and after the handshake; idle, of both
+			// versions of HTTP.
+			dial(t, k)
+			silent, err := tls.Dial("tcp", address, k.tlsClient(t, exampleDomain))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer silent.Close()
+			http1 := &http.Client{Transport: &http.Transport{TLSClientConfig: k.tlsClient(t, exampleDomain)}}
+			get(t, http1, k.URL("https")+"/health")
+			get(t, http2, k.URL("https")+"/health")
+			grpc := grpcConn(t, k, k.tlsClient(t, exampleDomain))
+			testGRPCHealth(t, grpc, "kms.v1.KMS")
+
+			call := beginSlowCall(t, k)
+			time.Sleep(100 * time.Millisecond) // until the header is read
+			if err := p.Process.Signal(signal); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(400 * time.Millisecond)
+			if conn, err := net.Dial("tcp", address); err == nil {
+				conn.Close()
+				t.Error("a new connection is accepted while draining")
+			}
+			select {
+			case <-p.ended:
+				t.Fatal("it ended before the call in flight was answered")
+			default:
+			}
+			wantRefusal(t, call.end(t), "GetKmsKey is not implemented by this version")
+			begin := time.Now()
+			if code := p.wait(t, 10*time.Second); code != 0 {
+				t.Errorf("exit status %d, want 0", code)
+			}
+			if took := time.Since(begin); took > 2*time.Second {
+				t.Errorf("ending took %v after the last answer", took)
+			}
+		})
+	}
+	t.Run("nothing in flight", func(t *testing.T) {
+		t.Parallel()
+		k := newKMS(t, "", "")
+		k.fill(t, exampleDomain)
+		p, _ := k.serve(t, exampleDomain)
+		dial(t, k)
+		begin := time.Now()
+		if code := p.terminate(t); code != 0 {
+			t.Errorf("exit status %d, want 0", code)
+		}
+		if took := time.Since(begin); took > 2*time.Second {
+			t.Errorf("ending took %v", took)
+		}
+	})
+	t.Run("a call that never ends is cut off", func(t *testing.T) {
+		t.Parallel()
+		k := newKMS(t, "", "[core.limits]\ndrain_timeout = \"500ms\"\n")
+		k.fill(t, exampleDomain)
+		p, _ := k.serve(t, exampleDomain)
+		beginSlowCall(t, k)
+		time.Sleep(100 * time.Millisecond)
+		code := p.terminate(t)
+		wantErrorLine(t, code, 1, p.stderr.String(), "draining: calls still in flight after 500ms were cut off")
+	})
+}
+
+func TestLogFormats(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"console", "json"} {
+		k := newKMS(t, "", fmt.Sprintf("[log]\nformat = %q\nlevel = \"debug\"\n", format))
+		k.fill(t, exampleDomain)
+		p, client := k.serve(t, exampleDomain)
+		get(t, client, k.URL("https")+"/prpc/GetMeta")
+		get(t, client, k.URL("https")+"/prpc/Nope%0aINFO%20forged")
+		p.terminate(t)
+		line := regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARN|ERROR) \S`)
+		calls := 0
+		for l := range strings.Lines(p.stderr.String()) {
+			var entry struct{ TS, Level, Msg, Procedure string }
+			switch {
+			case format == "console" && !line.MatchString(l):
+				t.Errorf("this is no line of the console format: %s", l)
+			case format == "console" && strings.Contains(l, "DEBUG call {\"procedure\": \"/kms.v1.KMS/GetMeta\""):
+				calls++
+			case format == "json" && (json.Unmarshal([]byte(l), &entry) != nil || entry.TS == "" || entry.Level == "" || entry.Msg == ""):
+				t.Errorf("this is no line of the JSON format: %s", l)
+			case entry.Procedure == "/kms.v1.KMS/GetMeta":
+				calls++
+			}
+		}
+		if calls != 1 {
+			t.Errorf("%s: %d lines tell of the call, want 1\n%s", format, calls, p.stderr)
+		}
+	}
+}
+
+// TestCommandLine is about everything before a server starts.
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	bad := filepath.Join(k.Dir, "bad.toml")
+	text := "[rpc]\nprot = 9100\naddress = 7\n\n[core.onboard]\nquote_enabledd = true\nport = \"x\"\n"
+	if err := os.WriteFile(bad, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	token := filepath.Join(k.Dir, "token")
+	if err := os.WriteFile(token, []byte("from-a-file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name           string
+		env, args      []string
+		code           int
+		stdout, stderr []string // parts
+	}{
+		{"check", nil, []string{"--check", "--config", k.Config}, 0, []string{
+			k.Config + ": core.attestation.provider weakens security\n", k.Config + ": valid\n",
+		}, nil},
+		{"check of a bad file tells all at once", nil, []string{"--check", "--config", bad}, 1, nil, []string{
+			"Error: ", bad + ":2:1: unknown key rpc.prot; did you mean rpc.port?", bad + ":3:1: rpc.address: expected a string, found an integer",
+			bad + ":6:1: unknown key core.onboard.quote_enabledd; did you mean core.onboard.quote_enabled?",
+			bad + ":7:1: core.onboard.port: expected an integer, found a string",
+		}},
+		{"a start with a bad file is refused alike", nil, []string{"--config", bad}, 1, nil, []string{"unknown key rpc.prot"}},
+		{"the default path", nil, nil, 1, nil, []string{"Error: opening configuration /etc/kms/kms.toml: no such file; name one with --config"}},
+		{"JSON", nil, []string{"--config", "kms.json"}, 1, nil, []string{"JSON is not read"}},
+		{"version", nil, []string{"--version"}, 0, []string{"dstack-kms ", "go1."}, nil},
+		{"help", nil, []string{"--help"}, 0, []string{"--config", "--check", "--version", "/etc/kms/kms.toml"}, nil},
+		{"an unknown flag", nil, []string{"--nope"}, 2, nil, []string{"Error: unknown flag: --nope\nTry 'dstack-kms --help'.\n"}},
+		{"an argument", nil, []string{"serve"}, 2, nil, []string{"Error: unexpected argument \"serve\"\nTry 'dstack-kms --help'.\n"}},
+		{"a flag without its value", nil, []string{"--config"}, 2, nil, []string{"Error: flag needs an argument: --config"}},
+		{"an override by the environment", []string{"DSTACK_KMS_CORE_SITE_NAME=here", "DSTACK_KMS_RPC_INSECURE_PLAINTEXT=true"},
+			[]string{"--check", "--config", k.Config}, 0, []string{"rpc.insecure_plaintext weakens security"}, nil},
+		{"a bad value in the environment", []string{"DSTACK_KMS_RPC_PORT=99999"}, []string{"--check", "--config", k.Config}, 1, nil,
+			[]string{"DSTACK_KMS_RPC_PORT: rpc.port: "}},
+		{"an unknown variable", []string{"DSTACK_KMS_RPC_PROT=1"}, []string{"--check", "--config", k.Config}, 1, nil,
+			[]string{"unknown environment variable DSTACK_KMS_RPC_PROT; did you mean DSTACK_KMS_RPC_PORT?"}},
+		{"what Kubernetes sets is ignored", []string{
+			"DSTACK_KMS_SERVICE_HOST=10.0.0.1", "DSTACK_KMS_SERVICE_PORT=9100", "DSTACK_KMS_SERVICE_PORT_HTTPS=9100",
+			"DSTACK_KMS_PORT=tcp://10.0.0.1:9100", "DSTACK_KMS_PORT_9100_TCP=tcp://10.0.0.1:9100", "DSTACK_KMS_PORT_9100_TCP_ADDR=10.0.0.1",
+		}, []string{"--check", "--config", k.Config}, 0, []string{": valid\n"}, nil},
+		{"an admin token by its old name", []string{"ADMIN_API_TOKEN=t0ken", "DSTACK_KMS_CORE_ADMIN_ENABLED=true"},
+			[]string{"--check", "--config", k.Config}, 0, []string{": valid\n"}, nil},
+		{"an admin without a token", []string{"DSTACK_KMS_CORE_ADMIN_ENABLED=true"}, []string{"--check", "--config", k.Config}, 1, nil,
+			[]string{"core.admin.enabled: needs core.admin.auth_token, auth_token_file or htpasswd_file"}},
+		{"a secret from a file", []string{"DSTACK_KMS_CORE_ADMIN_ENABLED=true", "DSTACK_KMS_CORE_ADMIN_AUTH_TOKEN_FILE=" + token},
+			[]string{"--check", "--config", k.Config}, 0, []string{": valid\n"}, nil},
+		{"a secret file that is missing", []string{"DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN_FILE=/nope"},
+			[]string{"--check", "--config", k.Config}, 1, nil, []string{"core.onboard.setup_token_file", "/nope: no such file"}},
+		{"a secret twice", []string{"DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN=s3cret", "DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN_FILE=" + token},
+			[]string{"--check", "--config", k.Config}, 1, nil, []string{"core.onboard.setup_token is set too; give one of the two"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			code, stdout, stderr := runCmd(t, command(t, tt.env, "dstack-kms", tt.args...))
+			if code != tt.code {
+				t.Errorf("exit status %d, want %d\n%s%s", code, tt.code, stdout, stderr)
+			}
+			for _, want := range tt.stdout {
+				if !strings.Contains(stdout, want) {
+					t.Errorf("standard output does not say %q:\n%s", want, stdout)
+				}
+			}
+			for _, want := range tt.stderr {
+				if !strings.Contains(stderr, want) {
+					t.Errorf("standard error does not say %q:\n%s", want, stderr)
+				}
+			}
+			if tt.code == 0 && stderr != "" {
+				t.Errorf("standard error is not empty: %s", stderr)
+			}
+			for _, secret := range []string{"s3cret", "t0ken", "from-a-file"} {
+				if strings.Contains(stdout+stderr, secret) {
+					t.Errorf("the secret %s is shown:\n%s%s", secret, stdout, stderr)
+				}
+			}
+		})
+	}
+}
+
+// TestTheEnvironmentWins starts a server on the port of a variable, with the
+// setup token of a file.
+func TestTheEnvironmentWins(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	token := filepath.Join(k.Dir, "token")
+	if err := os.WriteFile(token, []byte("from-a-file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := []string{fmt.Sprintf("DSTACK_KMS_CORE_ONBOARD_PORT=%d", k.movePort(t)), "DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN_FILE=" + token}
+	p := startCmd(t, command(t, env, "dstack-onboard", "--config", k.Config))
+	p.ready(t, http.DefaultClient, k.URL("http")+"/health")
+	header := map[string]string{"Authorization": "Bearer from-a-file"}
+	if a := request(t, http.DefaultClient, http.MethodPost, k.URL("http")+bootstrapPath, exampleRequest, header); a.StatusCode != 200 {
+		t.Errorf("Bootstrap with the token of the file = %d %s", a.StatusCode, a.body)
+	}
+	if bytes.Contains([]byte(p.stderr.String()), []byte("from-a-file")) {
+		t.Error("the token is in the log")
+	}
+}

@@ -1,0 +1,722 @@
+package e2e
+
+import (
+	"bufio"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	onboardv1 "teekms/gen/onboard/v1"
+)
+
+const (
+	bootstrapPath   = "/prpc/Onboard.Bootstrap?json"
+	connectPath     = "/onboard.v1.Onboard/Bootstrap"
+	exampleDomain   = "kms.example.com"
+	exampleRequest  = `{"domain":"kms.example.com"}`
+	alreadyText     = "Bootstrap already completed"
+	notYetText      = "not bootstrapped yet: there is nothing to finish"
+	crossOriginText = "cross-origin request refused"
+)
+
+// request sends one request with headers and returns the answer.
+func request(t testing.TB, client *http.Client, method, url, body string, header map[string]string) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range header {
+		req.Header.Set(k, v)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return read(t, resp)
+}
+
+// leaks finds in a reply what only this machine should know.
+var leaks = regexp.MustCompile(`goroutine \d|\.go:\d|runtime\.|/gen/|teekms/|panic`)
+
+// wantRefusal checks an error of the prpc dialect: 400 and one line of JSON.
+func wantRefusal(t testing.TB, a answer, text string) {
+	t.Helper()
+	wantPlainError(t, a, http.StatusBadRequest, text)
+}
+
+func wantPlainError(t testing.TB, a answer, status int, text string) {
+	t.Helper()
+	var quoted strings.Builder
+	encoder := json.NewEncoder(&quoted)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(text); err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"error": ` + strings.TrimSpace(quoted.String()) + `}`; a.StatusCode != status || a.body != want {
+		t.Errorf("answer = %d %s, want %d %s", a.StatusCode, a.body, status, want)
+	}
+	if got := a.Header.Get("Content-Type"); got != "application/json" {
+		t.Errorf("Content-Type = %q, want application/json", got)
+	}
+	if got := a.Header.Get("Cache-Control"); got != "no-store" {
+		t.Errorf("Cache-Control = %q, want no-store", got)
+	}
+	if leaks.MatchString(a.body) {
+		t.Errorf("the reply shows the inside: %s", a.body)
+	}
+}
+
+// wantConnectError checks an error of Connect JSON.
+func wantConnectError(t testing.TB, a answer, code, text string) {
+	t.Helper()
+	var e struct{ Code, Message string }
+	if err := json.Unmarshal([]byte(a.body), &e); err != nil || e.Code != code || !strings.Contains(e.Message, text) {
+		t.Errorf("answer = %d %.300s, want %s: %s", a.StatusCode, a.body, code, text)
+	}
+	if leaks.MatchString(a.body) {
+		t.Errorf("the reply shows the inside: %s", a.body)
+	}
+}
+
+// connectPost calls a procedure with Connect JSON.
+func connectPost(t testing.TB, client *http.Client, url, body string) answer {
+	t.Helper()
+	return request(t, client, http.MethodPost, url, body, map[string]string{"Content-Type": "application/json"})
+}
+
+func parseCertificate(t testing.TB, text []byte) *x509.Certificate {
+	t.Helper()
+	block, rest := pem.Decode(text)
+	if block == nil || len(strings.TrimSpace(string(rest))) > 0 {
+		t.Fatalf("want one PEM block, got\n%s", text)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+func TestBootstrapOverTheNetwork(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	p := k.onboarding(t, "dstack-kms")
+	url := k.URL("http")
+
+	for _, refuse := range []func() answer{
+		func() answer { return post(t, url+"/prpc/Onboard.Finish?json", "") },
+		func() answer { return get(t, http.DefaultClient, url+"/finish") },
+	} {
+		wantRefusal(t, refuse(), notYetText)
+	}
+	wantConnectError(t, connectPost(t, http.DefaultClient, url+"/onboard.v1.Onboard/Finish", "{}"), "failed_precondition", notYetText)
+
+	first := post(t, url+bootstrapPath, `{"domain":"kms.example.com","request_id":"one"}`)
+	checkBootstrapReply(t, k, first.body)
+	if again := post(t, url+bootstrapPath, `{"domain":"kms.example.com","request_id":"one"}`); again.body != first.body {
+		t.Errorf("the same request_id got another answer: %.300s", again.body)
+	}
+	for _, body := range []string{exampleRequest, `{"domain":"kms.example.com","request_id":"two"}`, `{"domain":""}`} {
+		wantRefusal(t, post(t, url+bootstrapPath, body), alreadyText)
+	}
+	wantConnectError(t, connectPost(t, http.DefaultClient, url+connectPath, exampleRequest), "already_exists", alreadyText)
+	wantRefusal(t, post(t, url+"/prpc/Onboard.Onboard?json", `{"source_url":"https://peer","domain":"kms.example.com"}`),
+		"onboarding from a peer is not available in this version")
+
+	if a := post(t, url+"/prpc/Onboard.Finish?json", "whatever"); a.StatusCode != 200 || a.body != "null" {
+		t.Errorf("Finish = %d %q, want 200 null", a.StatusCode, a.body)
+	}
+	if code := p.wait(t, 5*time.Second); code != 0 {
+		t.Errorf("exit status %d after Finish, want 0", code)
+	}
+}
+
+// TestConcurrentBootstraps has twenty callers, of three dialects.
+func TestConcurrentBootstraps(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	k.onboarding(t, "dstack-onboard")
+	const callers = 20
+	answers := make([]answer, callers)
+	var wg sync.WaitGroup
+	for i := range callers {
+		path := bootstrapPath
+		if i%2 == 1 {
+			path = connectPath
+		}
+		wg.Go(func() { answers[i] = post(t, k.URL("http")+path, exampleRequest) })
+	}
+	wg.Wait()
+	succeeded := 0
+	for i, a := range answers {
+		switch {
+		case a.StatusCode == http.StatusOK:
+			succeeded++
+		case i%2 == 1:
+			wantConnectError(t, a, "already_exists", alreadyText)
+		default:
+			wantRefusal(t, a, alreadyText)
+		}
+	}
+	if succeeded != 1 {
+		t.Errorf("%d of %d callers bootstrapped, want 1", succeeded, callers)
+	}
+	checkKeyDir(t, k.Certs)
+}
+
+// TestTheCallerLeaves sends a request and closes its end at once.
+func TestTheCallerLeaves(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	p := k.onboarding(t, "dstack-kms")
+	const body = `{"domain":"kms.example.com","request_id":"lost"}`
+	conn := dial(t, k)
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: kms\r\nContent-Length: %d\r\n\r\n%s", bootstrapPath, len(body), body)
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.logs(t, "INFO Bootstrap completed")
+	p.logs(t, "the caller of Bootstrap left; the bootstrap goes on")
+	checkBootstrapReply(t, k, post(t, k.URL("http")+bootstrapPath, body).body)
+	wantRefusal(t, post(t, k.URL("http")+bootstrapPath, exampleRequest), alreadyText)
+}
+
+// dial opens a plain connection to the service of k.
+func dial(t testing.TB, k *kmsDir) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", k.Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// logs waits until the process has logged a text.
+func (p *process) logs(t testing.TB, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if strings.Contains(p.stderr.String(), text) {
+			return
+		}
+		select {
+		case <-p.ended:
+			if !strings.Contains(p.stderr.String(), text) {
+				t.Fatalf("%s ended without saying %q:\n%s", p.Cmd, text, p.stderr)
+			}
+		default:
+		}
+	}
+	t.Errorf("the log does not say %q:\n%s", text, p.stderr)
+}
+
+// TestCrossSiteRequests sends what a browser sends for another site's page.
+func TestCrossSiteRequests(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	p := k.onboarding(t, "dstack-kms")
+	url := k.URL("http")
+	own := strings.TrimPrefix(url, "http://")
+	foreign := []map[string]string{
+		{"Sec-Fetch-Site": "cross-site"},
+		{"Sec-Fetch-Site": "same-site"},
+		{"Origin": "http://evil.example"},
+		{"Origin": "null"},
+		{"Referer": "http://evil.example/page"},
+		{"Referer": "http://" + own + ".evil.example/"},
+	}
+	calls := []struct{ method, path, body string }{
+		{http.MethodPost, bootstrapPath, exampleRequest},
+		{http.MethodPost, connectPath, exampleRequest},
+		{http.MethodPost, "/prpc/Onboard.Finish?json", ""},
+		{http.MethodGet, "/finish", ""},
+		{http.MethodHead, "/finish", ""},
+	}
+	refused := func() {
+		for _, c := range calls {
+			for _, h := range foreign {
+				header := map[string]string{"Content-Type": "application/json"}
+				for key, value := range h {
+					header[key] = value
+				}
+				a := request(t, http.DefaultClient, c.method, url+c.path, c.body, header)
+				if c.method == http.MethodHead {
+					if a.StatusCode != http.StatusForbidden {
+						t.Errorf("HEAD %s with %v = %d, want 403", c.path, h, a.StatusCode)
+					}
+					continue
+				}
+				wantPlainError(t, a, http.StatusForbidden, crossOriginText)
+			}
+		}
+	}
+	refused()
+	if left := tree(t, k.Certs); len(left) != 0 {
+		t.Errorf("a cross-site request wrote %v", left)
+	}
+	same := map[string]string{"Content-Type": "application/json", "Sec-Fetch-Site": "same-origin", "Origin": url, "Referer": url + "/"}
+	if a := request(t, http.DefaultClient, http.MethodPost, url+bootstrapPath, exampleRequest, same); a.StatusCode != 200 {
+		t.Errorf("the page's own Bootstrap = %d %s", a.StatusCode, a.body)
+	}
+	refused()
+	for _, method := range []string{http.MethodHead, http.MethodPost, http.MethodPut} {
+		if a := request(t, http.DefaultClient, method, url+"/finish", "", same); a.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("%s /finish = %d, want 405", method, a.StatusCode)
+		}
+	}
+	if a := request(t, http.DefaultClient, http.MethodGet, url+"/finish", "", same); a.StatusCode != 200 {
+		t.Errorf("the page's own /finish = %d %s", a.StatusCode, a.body)
+	}
+	if code := p.wait(t, 5*time.Second); code != 0 {
+		t.Errorf("exit status %d, want 0", code)
+	}
+}
+
+func TestSetupToken(t *testing.T) {
+	t.Parallel()
+	const token = "correct-horse-battery-staple"
+	const wrong = "wr0ng-guess-of-somebody"
+	k := newKMS(t, fmt.Sprintf("setup_token = %q", token), "")
+	p := k.onboarding(t, "dstack-kms")
+	url := k.URL("http")
+	with := func(token string) map[string]string {
+		return map[string]string{"Content-Type": "application/json", "Authorization": "Bearer " + token}
+	}
+	none := map[string]string{"Content-Type": "application/json"}
+	calls := []struct {
+		name, method, path, body string
+		check                    func(a answer, text string)
+	}{
+		{"prpc", http.MethodPost, bootstrapPath, exampleRequest, func(a answer, text string) { wantPlainError(t, a, 401, text) }},
+		{"prpc Finish", http.MethodPost, "/prpc/Finish?json", "", func(a answer, text string) { wantPlainError(t, a, 401, text) }},
+		{"prpc Onboard", http.MethodPost, "/prpc/Onboard.Onboard?json", "{}", func(a answer, text string) { wantPlainError(t, a, 401, text) }},
+		{"GET /finish", http.MethodGet, "/finish", "", func(a answer, text string) { wantPlainError(t, a, 401, text) }},
+		{"Connect", http.MethodPost, connectPath, exampleRequest, func(a answer, text string) { wantConnectError(t, a, "unauthenticated", text) }},
+	}
+	for _, c := range calls {
+		a := request(t, http.DefaultClient, c.method, url+c.path, c.body, none)
+		c.check(a, "a bearer token is required")
+		if got := a.Header.Get("WWW-Authenticate"); got != "Bearer" {
+			t.Errorf("%s: WWW-Authenticate = %q, want Bearer", c.name, got)
+		}
+	}
+	conn := grpcConn(t, k, nil)
+	call := func(token string) error {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
+		return conn.Invoke(ctx, connectPath, &onboardv1.BootstrapRequest{Domain: exampleDomain}, &onboardv1.BootstrapResponse{})
+	}
+	time.Sleep(time.Second) // a window without wrong tokens
+	for range 3 {
+		wantPlainError(t, request(t, http.DefaultClient, http.MethodPost, url+bootstrapPath, exampleRequest, with(wrong)), 401, "the bearer token is wrong")
+	}
+	wantPlainError(t, request(t, http.DefaultClient, http.MethodGet, url+"/finish", "", with(token)), 401, "too many wrong tokens: try again in a second")
+	wantStatus(t, call(wrong), codes.Unauthenticated, "too many wrong tokens: try again in a second")
+	time.Sleep(1100 * time.Millisecond)
+	wantStatus(t, call(wrong), codes.Unauthenticated, "the bearer token is wrong")
+	if left := tree(t, k.Certs); len(left) != 0 {
+		t.Errorf("written without the token: %v", left)
+	}
+	// What needs no token: the page, the facts, health.
+	if a := get(t, http.DefaultClient, url+"/prpc/GetAttestationInfo"); !strings.Contains(a.body, `"setup_token_required":true`) {
+		t.Errorf("GetAttestationInfo = %d %.200s", a.StatusCode, a.body)
+	}
+	if err := call(token); err != nil {
+		t.Errorf("Bootstrap over gRPC with the token: %v", err)
+	}
+	wantPlainError(t, request(t, http.DefaultClient, http.MethodPost, url+bootstrapPath, exampleRequest, with(token)), 400, alreadyText)
+	wantConnectError(t, request(t, http.DefaultClient, http.MethodPost, url+connectPath, exampleRequest, with(token)), "already_exists", alreadyText)
+	if a := request(t, http.DefaultClient, http.MethodGet, url+"/finish", "", with(token)); a.body != "OK" {
+		t.Errorf("GET /finish with the token = %d %s", a.StatusCode, a.body)
+	}
+	p.wait(t, 5*time.Second)
+	log := p.stderr.String() + p.stdout.String()
+	if strings.Contains(log, token) || strings.Contains(log, wrong) {
+		t.Errorf("a token is in the log:\n%s", log)
+	}
+	if n := len(regexp.MustCompile(`WARN wrong bearer token \{"peer": "127\.0\.0\.1:\d+"\}`).FindAllString(log, -1)); n != 4 {
+		t.Errorf("%d lines tell of a wrong token and its peer, want 4\n%s", n, log)
+	}
+}
+
+// TestSetupTokenMadeAtStart finds the token on standard error once, outside of
+// the log.
+func TestSetupTokenMadeAtStart(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, `setup_token = "auto"`, "[log]\nformat = \"json\"\nlevel = \"debug\"\n")
+	p := k.onboarding(t, "dstack-onboard")
+	var token string
+	for line := range strings.Lines(p.stderr.String()) {
+		if rest, ok := strings.CutPrefix(line, "Setup token: "); ok && token == "" {
+			token = strings.TrimSpace(rest)
+			continue
+		}
+		if !json.Valid([]byte(line)) {
+			t.Errorf("this line is neither JSON nor the token: %s", line)
+		}
+	}
+	if len(token) != 32 {
+		t.Fatalf("setup token = %q, want 32 characters\n%s", token, p.stderr)
+	}
+	url := k.URL("http")
+	wantPlainError(t, post(t, url+bootstrapPath, exampleRequest), 401, "a bearer token is required")
+	for _, literal := range []string{"auto", ""} {
+		a := request(t, http.DefaultClient, http.MethodPost, url+bootstrapPath, exampleRequest, map[string]string{"Authorization": "Bearer " + literal})
+		if a.StatusCode != 401 {
+			t.Errorf("token %q = %d %s, want 401", literal, a.StatusCode, a.body)
+		}
+	}
+	a := request(t, http.DefaultClient, http.MethodPost, url+bootstrapPath, exampleRequest, map[string]string{"Authorization": "Bearer " + token})
+	checkBootstrapReply(t, k, a.body)
+	if n := strings.Count(p.stderr.String(), token); n != 1 {
+		t.Errorf("the token is %d times on standard error, want once", n)
+	}
+}
+
+func TestUnprotectedAddressIsTold(t *testing.T) {
+	t.Parallel()
+	const warning = "whoever reaches this address can bootstrap this KMS"
+	for _, tt := range []struct {
+		address, token string
+		want           bool
+	}{
+		{"0.0.0.0", "", true}, {"0.0.0.0", "secret", false}, {"127.0.0.1", "", false}, {"[::]", "", true},
+	} {
+		k := newKMS(t, "", "")
+		env := []string{"DSTACK_KMS_CORE_ONBOARD_ADDRESS=" + strings.Trim(tt.address, "[]"), "DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN=" + tt.token}
+		p := startCmd(t, command(t, env, "dstack-kms", "--config", k.Config))
+		p.ready(t, http.DefaultClient, k.URL("http")+"/health")
+		p.logs(t, fmt.Sprintf("Onboarding service has launched from http://%s:%d\n", tt.address, k.Port))
+		if got := strings.Contains(p.stderr.String(), warning); got != tt.want {
+			t.Errorf("address %s, token %q: warned = %v, want %v", tt.address, tt.token, got, tt.want)
+		}
+	}
+}
+
+// TestDomainsAccepted bootstraps for each kind of name.
+func TestDomainsAccepted(t *testing.T) {
+	long := strings.Repeat("a", 63) + "." + strings.Repeat("b", 63) + "." + strings.Repeat("c", 63) + "." + strings.Repeat("d", 61)
+	tests := []struct{ name, domain, san string }{
+		{"a name", "kms.example.com", "DNS:kms.example.com"},
+		{"an internationalized name as A-labels", "xn--bcher-kva.example", "DNS:xn--bcher-kva.example"},
+		{"a single label", "localhost", "DNS:localhost"},
+		{"a label of digits inside", "1.kms.3com.example", "DNS:1.kms.3com.example"},
+		{"253 bytes", long, "DNS:" + long},
+		{"an IPv4 address", "192.0.2.7", "IP Address:192.0.2.7"},
+		{"an IPv6 address", "2001:db8::1", "IP Address:2001:DB8:0:0:0:0:0:1"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			k := newKMS(t, "quote_enabled = false", "")
+			k.onboarding(t, "dstack-onboard")
+			body, err := json.Marshal(map[string]string{"domain": tt.domain})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := post(t, k.URL("http")+bootstrapPath, string(body)); a.StatusCode != 200 {
+				t.Fatalf("Bootstrap = %d %s", a.StatusCode, a.body)
+			}
+			names := shell(t, "openssl x509 -noout -ext subjectAltName -in "+filepath.Join(k.Certs, "rpc.crt"))
+			if got := strings.TrimSpace(names[strings.Index(names, "\n"):]); got != tt.san {
+				t.Errorf("subjectAltName = %s, want %s", got, tt.san)
+			}
+			shell(t, fmt.Sprintf("openssl verify -CAfile %[1]s/root-ca.crt %[1]s/rpc.crt", k.Certs))
+			cert := parseCertificate(t, k.file(t, "rpc.crt"))
+			if err := cert.VerifyHostname(tt.domain); err != nil || cert.Subject.CommonName != tt.domain {
+				t.Errorf("common name %q, host name: %v", cert.Subject.CommonName, err)
+			}
+			// And it can be served under that name.
+			_, client := k.serve(t, tt.domain, fmt.Sprintf("DSTACK_KMS_RPC_PORT=%d", k.movePort(t)))
+			if a := get(t, client, k.URL("https")+"/health"); a.body != "OK" {
+				t.Errorf("/health = %d %s", a.StatusCode, a.body)
+			}
+		})
+	}
+}
+
+// movePort gives k another port, for a second process.
+func (k *kmsDir) movePort(t testing.TB) int {
+	k.Port = freePort(t)
+	return k.Port
+}
+
+func TestDomainsRefused(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	k.onboarding(t, "dstack-kms")
+	url := k.URL("http")
+	conn := grpcConn(t, k, nil)
+	label := strings.Repeat("a", 64)
+	tests := []struct{ name, domain, text string }{
+		{"empty", "", "must not be empty"},
+		{"a U-label", "bücher.example", "has a byte that is not ASCII; give an internationalized name as A-labels (xn--...)"},
+		{"an underscore", "kms_1.example.com", "character '_' is not allowed in a name"},
+		{"a space", "kms example.com", "character ' ' is not allowed in a name"},
+		{"a line feed", "kms.example.com\n", `character '\n' is not allowed in a name`},
+		{"a NUL", "kms\x00.example.com", `character '\x00' is not allowed in a name`},
+		{"a wildcard", "*.example.com", "wildcards are not allowed"},
+		{"a trailing dot", "kms.example.com.", "must not end with a dot"},
+		{"a leading dot", ".example.com", "has an empty label"},
+		{"an empty label", "kms..example.com", "has an empty label"},
+		{"254 bytes", strings.Repeat("a.", 126) + "aa", "is longer than 253 bytes"},
+		{"a label of 64 bytes", label + ".example.com", `label "` + label + `" is longer than 63 bytes`},
+		{"a hyphen at the edge", "-kms.example.com", `label "-kms" begins or ends with a hyphen`},
+		{"a numeric last label", "192.0.2.256", `"192.0.2.256" ends in a number but is not an IP address`},
+		{"a number alone", "1", `"1" ends in a number but is not an IP address`},
+		{"a hexadecimal last label", "kms.0x7f", `"kms.0x7f" ends in a number but is not an IP address`},
+		{"an address with a zone", "fe80::1%eth0", `address "fe80::1%eth0" has a zone`},
+		{"an address in brackets", "[2001:db8::1]", "character '[' is not allowed in a name"},
+		{"an address with a port", "192.0.2.7:9100", "character ':' is not allowed in a name"},
+		{"a URL", "https://kms.example.com", "character ':' is not allowed in a name"},
+		{"markup", "<script>", "character '<' is not allowed in a name"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			body, err := json.Marshal(map[string]string{"domain": tt.domain})
+			if err != nil {
+				t.Fatal(err)
+			}
+			text := "domain: " + tt.text
+			wantRefusal(t, post(t, url+bootstrapPath, string(body)), text)
+			wantConnectError(t, connectPost(t, http.DefaultClient, url+connectPath, string(body)), "invalid_argument", text)
+			err = conn.Invoke(t.Context(), connectPath, &onboardv1.BootstrapRequest{Domain: tt.domain}, &onboardv1.BootstrapResponse{})
+			wantStatus(t, err, codes.InvalidArgument, text)
+		})
+	}
+	if left := tree(t, k.Certs); len(left) != 0 {
+		t.Errorf("a refused domain wrote %v", left)
+	}
+}
+
+// TestBadDomainUnattended refuses before anything is opened.
+func TestBadDomainUnattended(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, `auto_bootstrap_domain = "kms_1.example.com"`, "")
+	code, _, stderr := run(t, "dstack-kms", "--config", k.Config)
+	wantErrorLine(t, code, 1, stderr, k.Config+":12:1: core.onboard.auto_bootstrap_domain: character '_' is not allowed in a name")
+	if left := tree(t, k.Certs); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// wantStatus checks a gRPC error.
+func wantStatus(t testing.TB, err error, code codes.Code, text string) {
+	t.Helper()
+	s := status.Convert(err)
+	if err == nil || s.Code() != code || !strings.Contains(s.Message(), text) {
+		t.Errorf("error = %v, want %v: %s", err, code, text)
+	}
+	if leaks.MatchString(s.Message()) {
+		t.Errorf("the reply shows the inside: %s", s.Message())
+	}
+}
+
+// TestBadInput sends what no client should send, to both dialects.
+func TestBadInput(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	p := k.onboarding(t, "dstack-kms")
+	url := k.URL("http")
+	const tooLarge = "request body: larger than 65536 bytes"
+	// exact is the whole text of prpc, part a part of Connect's.
+	tests := []struct{ name, body, exact, part string }{
+		{"truncated", `{"domain":"kms`, "request body: not JSON at byte 14: unexpected end of JSON input", "request body"},
+		{"a number for a string", `{"domain":1}`, "domain: want a string, not a number", "domain"},
+		{"true for a string", `{"domain":true}`, "domain: want a string, not true or false", "domain"},
+		{"an array for a string", `{"domain":["kms.example.com"]}`, "domain: want a string, not an array", "domain"},
+		{"an object for a string", `{"domain":{}}`, "domain: want a string, not an object", "domain"},
+		{"an array", `[{"domain":"kms.example.com"}]`, "request body: want a JSON object, not an array", "request body"},
+		{"a string", `"kms.example.com"`, "request body: want a JSON object, not a string", "request body"},
+		{"null", `null`, "request body: want a JSON object, not null", "request body"},
+		{"bytes after the object", exampleRequest + "x", "request body: not JSON at byte 29: invalid character 'x' after top-level value", "request body"},
+		{"two objects", exampleRequest + exampleRequest, "request body: not JSON at byte 29: invalid character '{' after top-level value", "request body"},
+		{"a name given twice", `{"domain":"a.example","domain":"b.example"}`, "domain: given twice", "domain"},
+		{"bytes that are not UTF-8", "{\"domain\":\"\xff\xfe\"}", "request body: not UTF-8", "UTF-8"},
+		{"a BOM", "\ufeff" + exampleRequest, "request body: not JSON at byte 1: invalid character 'ï' looking for beginning of value", "request body"},
+		{"60000 arrays", `{"domain":` + strings.Repeat("[", 60000), "request body: not JSON at byte 10010: invalid character '[' exceeded max depth", "domain"},
+		{"60000 arrays in a field that is not ours", `{"x":` + strings.Repeat("[", 60000), "request body: not JSON at byte 10005: invalid character '[' exceeded max depth", "request body"},
+		{"100000 arrays", strings.Repeat("[", 100_000), tooLarge, "larger than configured max 65536"},
+		{"more than 64 KiB", `{"domain":"` + strings.Repeat("a", 65<<10) + `"}`, tooLarge, "larger than configured max 65536"},
+		{"10 MiB", strings.Repeat(" ", 10<<20), tooLarge, "larger than"},
+		{"a request_id of 129 bytes", `{"domain":"kms.example.com","request_id":"` + strings.Repeat("x", 129) + `"}`,
+			"request_id: has 129 bytes, at most 128 are allowed", "request_id"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			wantRefusal(t, postRaw(t, url+bootstrapPath, "", tt.body), tt.exact)
+			a := postRaw(t, url+connectPath, "application/json", tt.body)
+			code := "invalid_argument"
+			if strings.HasPrefix(tt.part, "larger") {
+				code = "resource_exhausted"
+			}
+			wantConnectError(t, a, code, tt.part)
+		})
+	}
+	t.Run("null for a string", func(t *testing.T) {
+		wantRefusal(t, post(t, url+bootstrapPath, `{"domain":null}`), "domain: want a string, not null")
+		// protobuf JSON takes null for the default.
+		wantConnectError(t, connectPost(t, http.DefaultClient, url+connectPath, `{"domain":null}`), "invalid_argument", "domain: must not be empty")
+	})
+	t.Run("a body without length that never ends", func(t *testing.T) {
+		resp, err := http.Post(url+bootstrapPath, "application/json", io.LimitReader(endless{}, 1<<20))
+		if err == nil { // else the connection was closed on the sender, which is as good
+			wantRefusal(t, read(t, resp), tooLarge)
+		}
+	})
+	t.Run("gzip", func(t *testing.T) {
+		header := map[string]string{"Content-Type": "application/json", "Content-Encoding": "gzip"}
+		wantRefusal(t, request(t, http.DefaultClient, http.MethodPost, url+bootstrapPath, "\x1f\x8b\x08", header),
+			"request body: a compressed body is not accepted: send it without Content-Encoding")
+		wantConnectError(t, request(t, http.DefaultClient, http.MethodPost, url+connectPath, "\x1f\x8b\x08", header),
+			"unimplemented", `unknown compression "gzip"`)
+	})
+	t.Run("garbage for protobuf", func(t *testing.T) {
+		for _, garbage := range []string{"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "\x0a\x7fshort", "\x0a\x02\xff\xfe", strings.Repeat("\x0b", 60000)} {
+			a := postRaw(t, url+"/prpc/Onboard.Bootstrap", "application/octet-stream", garbage)
+			if a.StatusCode != 400 || a.Header.Get("Content-Type") != "application/octet-stream" ||
+				!strings.HasPrefix(a.body, "\x0a") || !strings.Contains(a.body, "request body: ") || leaks.MatchString(a.body) {
+				t.Errorf("prpc = %d %q, want 400 and a message", a.StatusCode, a.body)
+			}
+			wantConnectError(t, postRaw(t, url+connectPath, "application/proto", garbage), "invalid_argument", "request body: ")
+		}
+	})
+	t.Run("queries", func(t *testing.T) {
+		wantRefusal(t, get(t, http.DefaultClient, url+"/prpc/Bootstrap?domain=kms.example.com"), "Bootstrap has side effects: use POST")
+		for _, query := range []string{"?json", "?json=%zz", "?%zz", "?a=b&a=c", "?" + strings.Repeat("x", 4000)} {
+			if a := get(t, http.DefaultClient, url+"/prpc/GetAttestationInfo"+query); a.StatusCode != 200 {
+				t.Errorf("GET with %.20s = %d %s", query, a.StatusCode, a.body)
+			}
+		}
+		for _, query := range []string{"", "?encoding=xml&message=%7B%7D", "?encoding=json&message=%5B", "?encoding=json&base64=1&message=%25%25"} {
+			a := get(t, http.DefaultClient, url+"/onboard.v1.Onboard/GetAttestationInfo"+query)
+			if a.StatusCode < 400 || a.StatusCode >= 500 || leaks.MatchString(a.body) {
+				t.Errorf("Connect GET with %q = %d %s, want a refusal", query, a.StatusCode, a.body)
+			}
+		}
+	})
+	t.Run("a header of 64 KiB", func(t *testing.T) {
+		a := request(t, http.DefaultClient, http.MethodGet, url+"/health", "", map[string]string{"X-Big": strings.Repeat("x", 64<<10)})
+		if a.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+			t.Errorf("answer = %d, want 431", a.StatusCode)
+		}
+	})
+	if left := tree(t, k.Certs); len(left) != 0 {
+		t.Errorf("bad input wrote %v", left)
+	}
+	if strings.Contains(p.stderr.String(), "panic") {
+		t.Errorf("something panicked:\n%s", p.stderr)
+	}
+	// And after all of that it works.
+	checkBootstrapReply(t, k, post(t, url+bootstrapPath, exampleRequest).body)
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	return len(p), nil
+}
+
+// postRaw sends a body of any size. The server may answer and close before all
+// of it is sent.
+func postRaw(t testing.TB, url, contentType, body string) answer {
+	t.Helper()
+	header := map[string]string{"Expect": "100-continue"} // so that the answer is not lost to a reset
+	if contentType != "" {
+		header["Content-Type"] = contentType
+	}
+	client := &http.Client{Transport: &http.Transport{ExpectContinueTimeout: 5 * time.Second, DisableKeepAlives: true}}
+	if len(body) <= 64<<10 {
+		delete(header, "Expect")
+	}
+	return request(t, client, http.MethodPost, url, body, header)
+}
+
+// TestSlowClients send a byte now and then.
+func TestSlowClients(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "[core.limits]\nheader_timeout = \"300ms\"\nread_timeout = \"600ms\"\nidle_timeout = \"400ms\"\n")
+	k.onboarding(t, "dstack-kms")
+	tests := []struct{ name, opening string }{
+		{"a connection that says nothing", ""},
+		{"a header that does not end", "POST /prpc/Bootstrap?json HTTP/1.1\r\nHost: kms\r\n"},
+		{"a prpc body that does not end", "POST /prpc/Bootstrap?json HTTP/1.1\r\nHost: kms\r\nContent-Length: 1000\r\n\r\n{"},
+		{"a Connect body that does not end", "POST " + connectPath + " HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"},
+		{"a connection that is idle", "GET /health HTTP/1.1\r\nHost: kms\r\n\r\n"},
+		{"HTTP/2 that says nothing", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			conn := dial(t, k)
+			if _, err := io.WriteString(conn, tt.opening); err != nil {
+				t.Fatal(err)
+			}
+			begin := time.Now()
+			drip := time.NewTicker(50 * time.Millisecond)
+			defer drip.Stop()
+			closed := make(chan error, 1)
+			go func() {
+				_, err := io.Copy(io.Discard, bufio.NewReader(conn))
+				closed <- err
+			}()
+			for {
+				select {
+				case err := <-closed:
+					var timeout net.Error
+					if errors.As(err, &timeout) && timeout.Timeout() {
+						t.Errorf("reading: %v", err)
+					}
+					return
+				case <-drip.C:
+					if strings.Contains(tt.name, "not end") {
+						_, _ = io.WriteString(conn, "a") // fails once it is closed
+					}
+				}
+				if time.Since(begin) > 3*time.Second {
+					t.Fatal("the connection is still open after 3s")
+				}
+			}
+		})
+	}
+	t.Cleanup(func() {
+		if left := tree(t, k.Certs); len(left) != 0 {
+			t.Errorf("a slow client wrote %v", left)
+		}
+	})
+}
+
+// TestUnreadableKeyDirectory is one that belongs to somebody else altogether.
+func TestUnreadableKeyDirectory(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	if err := os.Mkdir(k.Certs, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() != 0 { // then it is the owner
+		if err := os.Chmod(k.Certs, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, _, stderr := runCmd(t, k.dropRoot(t, command(t, nil, "dstack-kms", "--config", k.Config)))
+	wantErrorLine(t, code, 1, stderr, "Permission denied: "+k.Certs)
+}
