@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -417,6 +418,40 @@ func TestCertificateProfiles(t *testing.T) {
 			wantRefusal(t, err, tt.link, tt.reason)
 		})
 	}
+}
+
+// processorTD is a software TD whose PCK is issued by the processor CA.
+func processorTD(tb testing.TB) *simtd.TD {
+	tb.Helper()
+	return openTD(tb, simtd.Config{EditCertificate: func(which string, c *x509.Certificate) {
+		if which == simtd.CertificatePCKCA {
+			c.RawSubject, c.Subject = nil, pkix.Name{CommonName: "Intel SGX PCK Processor CA"}
+		}
+	}})
+}
+
+func TestProcessorCA(t *testing.T) {
+	td := processorTD(t)
+	ev := attestBy(t, td)
+	var asked tdx.CA
+	source := sourceFunc(func(ctx context.Context, fmspc tdx.FMSPC, ca tdx.CA) (*tdx.Collateral, error) {
+		asked = ca
+		return td.Collateral(ctx, fmspc, tdx.PlatformCA) // it knows no other
+	})
+	v := newVerifier(t, tdx.Config{TrustAnchor: td.Root(), Collateral: source, Now: (&clock{simTime}).Now})
+	if _, err := v.Verify(t.Context(), ev); err != nil || asked != tdx.ProcessorCA {
+		t.Errorf("Verify() = %v after asking for the %q CA, want the %q CA", err, asked, tdx.ProcessorCA)
+	}
+	// The list of one authority says nothing of the other's certificates.
+	platform := openTD(t, simtdConfig())
+	_, err := newVerifier(t, tdx.Config{TrustAnchor: platform.Root(), Collateral: edited(platform, func(c *tdx.Collateral) {
+		own, err := td.Collateral(t.Context(), tdx.FMSPC(fmspcOf(td)), tdx.PlatformCA)
+		if err != nil {
+			t.Error(err)
+		}
+		c.PCKCRL, c.PCKCRLChain = own.PCKCRL, own.PCKCRLChain
+	}), Now: (&clock{simTime}).Now}).Verify(t.Context(), attestBy(t, platform))
+	wantRefusal(t, err, attest.LinkCollateral, `issued by "Intel SGX PCK Processor CA", want the platform CA`)
 }
 
 // sourceFunc is a CollateralSource for the tests.

@@ -2,6 +2,9 @@ package secondopinion_test
 
 import (
 	"bytes"
+	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/pem"
 	"errors"
@@ -48,12 +51,19 @@ func quoteOf(t *testing.T, td *simtd.TD, s simtd.Shape) *attest.Evidence {
 // both asks our verifier and the library.
 func both(t *testing.T, td *simtd.TD, ev *attest.Evidence) (ours, theirs error) {
 	t.Helper()
-	v, err := tdx.NewVerifier(tdx.Config{TrustAnchor: td.Root(), Collateral: td, Now: clock})
+	v, err := tdx.NewVerifier(tdx.Config{TrustAnchor: td.Root(), Collateral: anyCA{td}, Now: clock})
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, ours = v.Verify(t.Context(), ev)
 	return ours, opinion(t, td, ev)
+}
+
+// anyCA gives the collateral of a software TD, which knows one CA, for both.
+type anyCA struct{ td *simtd.TD }
+
+func (a anyCA) Collateral(ctx context.Context, fmspc tdx.FMSPC, _ tdx.CA) (*tdx.Collateral, error) {
+	return a.td.Collateral(ctx, fmspc, tdx.PlatformCA)
 }
 
 func opinion(t *testing.T, td *simtd.TD, ev *attest.Evidence) error {
@@ -137,6 +147,11 @@ func TestKnownDifferences(t *testing.T) {
 		// reason to.
 		{name: "module OutOfDate is a claim", td: tdVariant{endorse: simtd.Endorsements{Module: simtd.Level{Status: attest.OutOfDate}}}, theirs: "it is now OutOfDate"},
 		{name: "QE OutOfDate is a claim", td: tdVariant{endorse: simtd.Endorsements{QE: simtd.Level{Status: attest.OutOfDate}}}, theirs: "OutOfDate"},
+		{name: "PCK by the processor CA", td: tdVariant{config: simtd.Config{EditCertificate: func(which string, c *x509.Certificate) {
+			if which == simtd.CertificatePCKCA {
+				c.RawSubject, c.Subject = nil, pkix.Name{CommonName: "Intel SGX PCK Processor CA"}
+			}
+		}}}, theirs: "certificate"},
 		{name: "copy of the root in the quote", shape: simtd.Shape{EditChain: foreignRoot(t)}, theirs: "certificate"},
 		// Where the library panics.
 		{name: "V4 signed data of 0", mangle: put32(0x278, 0), ours: "quote format", theirs: secondopinion.ErrPanicked.Error()},
