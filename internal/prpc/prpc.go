@@ -169,8 +169,8 @@ func wantsJSON(r *http.Request) bool {
 		}
 	}
 	contentType := r.Header.Get("Content-Type")
-	if contentType == contentJSON {
-		return true
+	if contentType == "" || contentType == contentJSON {
+		return contentType != ""
 	}
 	media, _, err := mime.ParseMediaType(contentType)
 	return err == nil && media == contentJSON

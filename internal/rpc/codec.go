@@ -54,12 +54,6 @@ func (protoCodec) Unmarshal(data []byte, message any) error {
 	return nil
 }
 
-// MarshalStable and IsBinary let Connect clients and GET requests use the codec.
-func (c protoCodec) MarshalStable(message any) ([]byte, error) { return c.Marshal(message) }
-
-// IsBinary tells Connect that encodings are not text.
-func (protoCodec) IsBinary() bool { return true }
-
 // jsonCodec is protobuf JSON, as Connect's own with a bound on nesting, compact
 // output and errors that name no Go types.
 type jsonCodec struct{ name string }

@@ -25,19 +25,31 @@ func (c *Chain) gate(ctx context.Context, spec connect.Spec, peer connect.Peer, 
 	return ctx, nil
 }
 
-// intercept gives a call its deadline, recovers from a panic of the service and
-// makes its error public.
+// intercept gives a call its deadline and its turn, recovers from a panic of the
+// service and makes its error public. The message has been read by then, so that
+// a slow sender takes nobody's turn.
 func (c *Chain) intercept(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		call := c.callOf(ctx)
 		ctx, cancel := context.WithTimeout(ctx, c.timeout)
 		defer cancel()
-		res, err := c.recovered(ctx, req, next)
+		res, err := c.inTurn(ctx, req, next)
 		if err != nil {
 			return nil, c.public(call, err)
 		}
 		call.code, call.coded = 0, true
 		return res, nil
+	}
+}
+
+// inTurn calls next when fewer calls are in work than may be.
+func (c *Chain) inTurn(ctx context.Context, req connect.AnyRequest, next connect.UnaryFunc) (connect.AnyResponse, error) {
+	select {
+	case c.slots <- struct{}{}:
+		defer func() { <-c.slots }()
+		return c.recovered(ctx, req, next)
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 
@@ -60,7 +72,8 @@ func (c *Chain) recovered(ctx context.Context, req connect.AnyRequest, next conn
 }
 
 // public looks err up in the table and records it in the call, whose log line
-// will hold the cause. What no rule maps is logged as an error besides. It is the only place where an error for a client is made.
+// will hold the cause. What no rule maps is logged as an error besides. It is
+// the only place where an error for a client is made.
 func (c *Chain) public(call *call, err error) *connect.Error {
 	code, text, mapped := c.errors.Lookup(err)
 	if !mapped {

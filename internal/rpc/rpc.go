@@ -22,6 +22,8 @@ const (
 	DefaultReadMaxBytes = 1 << 20
 	// DefaultTimeout bounds one call.
 	DefaultTimeout = 60 * time.Second
+	// DefaultConcurrency bounds the calls in work at once.
+	DefaultConcurrency = 256
 )
 
 // Access is the access table: which bearer token a procedure asks for. The key
@@ -44,6 +46,9 @@ type Config struct {
 	ReadMaxBytes int
 	// Timeout bounds one call; 0 means DefaultTimeout.
 	Timeout time.Duration
+	// Concurrency bounds the calls in work at once; more wait for their turn,
+	// within Timeout. 0 means DefaultConcurrency.
+	Concurrency int
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -56,6 +61,7 @@ type Chain struct {
 	metrics *metrics
 	max     int
 	timeout time.Duration
+	slots   chan struct{} // holds a token per call in work
 	now     func() time.Time
 	ids     *idSource
 }
@@ -84,6 +90,10 @@ func New(c Config) (*Chain, error) {
 	if ch.timeout <= 0 {
 		ch.timeout = DefaultTimeout
 	}
+	if c.Concurrency <= 0 {
+		c.Concurrency = DefaultConcurrency
+	}
+	ch.slots = make(chan struct{}, c.Concurrency)
 	if ch.now == nil {
 		ch.now = time.Now //nolint:forbidigo // the default of an injected clock
 	}
