@@ -97,7 +97,8 @@ func (n *Node) Chain(access rpc.Access, errors rpc.Table) (*rpc.Chain, error) {
 func (n *Node) CallLimits() rpc.Config {
 	l := n.Config.Core.Limits
 	return rpc.Config{
-		Log: n.Log, Registry: n.Metrics, ReadMaxBytes: int(l.BodyBytes), Timeout: l.WriteTimeout, Now: time.Now,
+		Log: n.Log, Registry: n.Metrics, ReadMaxBytes: int(l.BodyBytes), Timeout: l.WriteTimeout,
+		Concurrency: int(l.Concurrency), Now: time.Now,
 	}
 }
 
