@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -77,8 +78,8 @@ func (t *TD) writeFiles(c *tdx.Collateral) error {
 			tdx.FileQEIdentity: c.QEIdentity, tdx.FileQEIdentityChain: c.QEIdentityChain,
 			tdx.FilePCKCRL: c.PCKCRL, tdx.FilePCKCRLChain: c.PCKCRLChain, tdx.FileRootCRL: c.RootCRL,
 		} {
-			if err := durable.WriteFile(durable.OS{}, filepath.Join(dir, name), part, 0o644); err != nil {
-				return fmt.Errorf("replacing file: %w", err)
+			if err := swapFile(filepath.Join(dir, name), part); err != nil {
+				return err
 			}
 		}
 		return nil
@@ -88,6 +89,27 @@ func (t *TD) writeFiles(c *tdx.Collateral) error {
 	}
 	if err != nil {
 		return fmt.Errorf("writing collateral: %w", err)
+	}
+	return nil
+}
+
+// swapFile puts data at path so that a reader sees the old or the new. It does
+// not wait for the disk: what a crash damages is issued anew.
+func swapFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
+	if err != nil {
+		return fmt.Errorf("staging: %w", err)
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("replacing %s: %w", path, err), os.Remove(f.Name()))
 	}
 	return nil
 }

@@ -4,15 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -21,17 +20,13 @@ import (
 
 // The directory:
 //
-//	root-ca.pem             the trust root, 0644
-//	collateral/             what a PCS would answer, 0644
-//	td/                     0700, renamed into place when it is complete
-//	  NAME.key  NAME.pem    keys (PKCS#8) and certificates of the PKI, 0600
-//	  measurements.json     what the trust domain claims to be, 0600
+//	root-ca.pem     the trust root, 0644
+//	collateral/     what a PCS would answer, 0644
+//	td.json         keys, certificates and measurements, 0600; see storedState
 const (
-	stateDir         = "td"
-	stagePrefix      = ".td-"
-	measurementsFile = "measurements.json"
-	attestationKey   = "attestation"
-	maxStateFile     = 1 << 20
+	stateFile      = "td.json"
+	maxStateFile   = 1 << 20
+	attestationKey = "attestation"
 )
 
 type state struct {
@@ -39,17 +34,15 @@ type state struct {
 	measurements Measurements
 }
 
-// loadOrMake opens td/ or makes it, and sees to the files that follow from it.
+// loadOrMake reads td.json or makes it, and sees to root-ca.pem.
 func loadOrMake(cfg Config) (*state, error) {
 	if _, err := durable.MkdirAll(durable.OS{}, cfg.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making directory: %w", err)
 	}
-	if _, err := os.Lstat(filepath.Join(cfg.Dir, stateDir)); errors.Is(err, fs.ErrNotExist) {
-		if err := locked(cfg.Dir, func() error { return makeState(cfg) }); err != nil {
-			return nil, err
-		}
+	st, err := loadState(cfg.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		st, err = makeState(cfg)
 	}
-	st, err := loadState(filepath.Join(cfg.Dir, stateDir))
 	if err != nil {
 		return nil, err
 	}
@@ -68,16 +61,6 @@ func readFile(path string) ([]byte, error) {
 	return b, nil
 }
 
-// replaceFile puts data at name in dir, which it locks.
-func replaceFile(dir, name string, data []byte, mode fs.FileMode) error {
-	return locked(dir, func() error {
-		if err := durable.WriteFile(durable.OS{}, filepath.Join(dir, name), data, mode); err != nil {
-			return fmt.Errorf("replacing file: %w", err)
-		}
-		return nil
-	})
-}
-
 // lockTimeout is ample: a directory is made in milliseconds.
 const lockTimeout = 30 * time.Second
 
@@ -93,37 +76,26 @@ func locked(dir string, f func() error) error {
 	return f()
 }
 
-// makeState makes td/ in a stage and renames it. Stages of a process that died
-// are removed: under the lock nobody works on one.
-func makeState(cfg Config) error {
-	final := filepath.Join(cfg.Dir, stateDir)
-	if _, err := os.Lstat(final); err == nil {
-		return nil // another process was first
+// replaceFile puts data at name in dir; the lock is the caller's.
+func replaceFile(dir, name string, data []byte, mode fs.FileMode) error {
+	if err := durable.WriteFile(durable.OS{}, filepath.Join(dir, name), data, mode); err != nil {
+		return fmt.Errorf("replacing file: %w", err)
 	}
-	old, err := filepath.Glob(filepath.Join(cfg.Dir, stagePrefix+"*"))
-	if err != nil {
-		return fmt.Errorf("looking for old stages: %w", err)
-	}
-	for _, o := range old {
-		if err := os.RemoveAll(o); err != nil {
-			return fmt.Errorf("removing old stage: %w", err)
+	return nil
+}
+
+// makeState makes td.json, unless another process was first.
+func makeState(cfg Config) (st *state, err error) {
+	err = locked(cfg.Dir, func() error {
+		if st, err = loadState(cfg.Dir); !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
-	}
-	st, err := newState(cfg)
-	if err != nil {
-		return err
-	}
-	stage, err := os.MkdirTemp(cfg.Dir, stagePrefix)
-	if err != nil {
-		return fmt.Errorf("staging: %w", err)
-	}
-	if err := st.save(stage); err != nil {
-		return errors.Join(err, os.RemoveAll(stage))
-	}
-	if err := os.Rename(stage, final); err != nil {
-		return errors.Join(fmt.Errorf("committing: %w", err), os.RemoveAll(stage))
-	}
-	return durable.OS{}.SyncDir(cfg.Dir)
+		if st, err = newState(cfg); err != nil {
+			return err
+		}
+		return st.save(cfg.Dir)
+	})
+	return st, err
 }
 
 // newState draws keys, PPID and instance id.
@@ -167,7 +139,7 @@ func (st *state) override(cfg Config) error {
 	if bytes.Equal(before, after) {
 		return nil
 	}
-	return replaceFile(cfg.Dir, filepath.Join(stateDir, measurementsFile), after, 0o600)
+	return locked(cfg.Dir, func() error { return st.save(cfg.Dir) })
 }
 
 // publishRoot writes root-ca.pem where it is missing. Another root there means
@@ -177,7 +149,7 @@ func (st *state) publishRoot(dir string) error {
 	got, err := readFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return replaceFile(dir, RootFile, want, 0o644)
+		return locked(dir, func() error { return replaceFile(dir, RootFile, want, 0o644) })
 	case err != nil:
 		return err
 	case !bytes.Equal(got, want):
@@ -190,104 +162,79 @@ func (p *pki) pairs() map[string]*pair {
 	return map[string]*pair{CertificateRoot: &p.root, CertificatePCKCA: &p.pckCA, CertificatePCK: &p.pck, CertificateTCBSigner: &p.tcbSigner}
 }
 
-// save writes the state into dir, which nobody else sees yet.
+// storedState is td.json: DER in base64 by the name of the certificate, keys in
+// PKCS#8.
+type storedState struct {
+	Certificates map[string][]byte  `json:"certificates"`
+	Keys         map[string][]byte  `json:"keys"`
+	Measurements storedMeasurements `json:"measurements"`
+}
+
+// save writes the state as one file, so that it is there wholly or not at all.
 func (st *state) save(dir string) error {
-	for name, pair := range st.pki.pairs() {
-		if err := durable.WriteNew(durable.OS{}, filepath.Join(dir, name+".pem"), pemOf(pair.cert), 0o600); err != nil {
-			return err
-		}
-		if err := saveKey(dir, name, pair.key); err != nil {
-			return err
-		}
+	s := storedState{Certificates: map[string][]byte{}, Keys: map[string][]byte{}, Measurements: store(st.measurements)}
+	keys := map[string]*ecdsa.PrivateKey{attestationKey: st.pki.attestation}
+	for name, p := range st.pki.pairs() {
+		s.Certificates[name], keys[name] = p.cert.Raw, p.key
 	}
-	if err := saveKey(dir, attestationKey, st.pki.attestation); err != nil {
-		return err
+	for name, key := range keys {
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			return fmt.Errorf("encoding %s key: %w", name, err)
+		}
+		s.Keys[name] = der
 	}
-	text, err := json.Marshal(store(st.measurements))
+	text, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
-		return fmt.Errorf("encoding measurements: %w", err)
+		return fmt.Errorf("encoding %s: %w", stateFile, err)
 	}
-	if err := durable.WriteNew(durable.OS{}, filepath.Join(dir, measurementsFile), text, 0o600); err != nil {
-		return err
-	}
-	return durable.OS{}.SyncDir(dir)
+	return replaceFile(dir, stateFile, append(text, '\n'), 0o600)
 }
 
-func saveKey(dir, name string, key *ecdsa.PrivateKey) error {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return fmt.Errorf("encoding key: %w", err)
-	}
-	return durable.WriteNew(durable.OS{}, filepath.Join(dir, name+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
-}
-
+// loadState reads td.json. Its errors quote nothing of it.
 func loadState(dir string) (*state, error) {
-	st := &state{pki: new(pki)}
-	for name, pair := range st.pki.pairs() {
-		if err := loadPair(dir, name, pair); err != nil {
-			return nil, err
-		}
-	}
-	var err error
-	if st.pki.attestation, err = loadKey(dir, attestationKey); err != nil {
-		return nil, err
-	}
-	text, err := readFile(filepath.Join(dir, measurementsFile))
+	text, err := readFile(filepath.Join(dir, stateFile))
 	if err != nil {
 		return nil, err
 	}
-	var stored storedMeasurements
+	var stored storedState
 	if err := json.Unmarshal(text, &stored); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", measurementsFile, err)
+		return nil, fmt.Errorf("reading %s: not the JSON that was written", stateFile)
 	}
-	if st.measurements, err = stored.measurements(); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", measurementsFile, err)
+	st := &state{pki: new(pki)}
+	for name, p := range st.pki.pairs() {
+		if p.cert, err = x509.ParseCertificate(stored.Certificates[name]); err != nil {
+			return nil, fmt.Errorf("reading %s: %s certificate: %w", stateFile, name, err)
+		}
+		if p.key, err = parseKey(stored.Keys[name]); err != nil {
+			return nil, fmt.Errorf("reading %s: %s key: %w", stateFile, name, err)
+		}
+		if !p.key.PublicKey.Equal(p.cert.PublicKey) {
+			return nil, fmt.Errorf("reading %s: %s key is not that of the certificate", stateFile, name)
+		}
+	}
+	if st.pki.attestation, err = parseKey(stored.Keys[attestationKey]); err != nil {
+		return nil, fmt.Errorf("reading %s: %s key: %w", stateFile, attestationKey, err)
+	}
+	if st.measurements, err = stored.Measurements.measurements(); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", stateFile, err)
 	}
 	return st, nil
 }
 
-func loadPair(dir, name string, p *pair) error {
-	text, err := readFile(filepath.Join(dir, name+".pem"))
+func parseKey(der []byte) (*ecdsa.PrivateKey, error) {
+	key, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
-		return err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "CERTIFICATE" {
-		return fmt.Errorf("reading %s.pem: not a PEM certificate", name)
-	}
-	if p.cert, err = x509.ParseCertificate(block.Bytes); err != nil {
-		return fmt.Errorf("reading %s.pem: %w", name, err)
-	}
-	if p.key, err = loadKey(dir, name); err != nil {
-		return err
-	}
-	if !p.key.PublicKey.Equal(p.cert.PublicKey) {
-		return fmt.Errorf("%s.key is not the key of %s.pem", name, name)
-	}
-	return nil
-}
-
-func loadKey(dir, name string) (*ecdsa.PrivateKey, error) {
-	text, err := readFile(filepath.Join(dir, name+".key"))
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil || block.Type != "PRIVATE KEY" {
-		return nil, fmt.Errorf("reading %s.key: not a PEM private key", name)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s.key: not PKCS#8", name)
+		return nil, errors.New("not PKCS#8")
 	}
 	ec, ok := key.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("reading %s.key: not an ECDSA key", name)
+	if !ok || ec.Curve != elliptic.P256() {
+		return nil, errors.New("not an ECDSA P-256 key")
 	}
 	return ec, nil
 }
 
-// storedMeasurements is measurements.json: hex where Measurements has bytes.
+// storedMeasurements are measurements with hex where Measurements has bytes.
 type storedMeasurements struct {
 	Image         string          `json:"image"`
 	MRTD          hexBytes        `json:"mrtd"`

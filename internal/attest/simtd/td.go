@@ -40,7 +40,7 @@ type Config struct {
 	Shape Shape
 	// EditCertificate, when not nil, may change a certificate of the PKI before
 	// it is signed, for tests of what a verifier refuses. It is called only
-	// while a missing directory is made, once for each of the Certificate
+	// while the directory is made, once for each of the Certificate
 	// constants.
 	EditCertificate func(which string, template *x509.Certificate)
 }
