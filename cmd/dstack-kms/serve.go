@@ -8,8 +8,8 @@ import (
 
 	"go.uber.org/zap"
 
-	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/cmd/internal/node"
+	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/config"
 	"teekms/internal/keys/keystore"
 	"teekms/internal/observe"
