@@ -9,7 +9,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
+	"hash"
 	"io/fs"
 	"maps"
 	"path/filepath"
@@ -142,13 +142,12 @@ func (d *Disk) Fingerprint() string {
 	return string(h.Sum(nil))
 }
 
-func fingerprint(w io.Writer, n *node) {
-	fmt.Fprintf(w, "%v %o %d %d\n", n.dir, n.mode, len(n.data), len(n.entries))
-	// A hash takes every byte.
-	_, _ = w.Write(n.data)
+func fingerprint(h hash.Hash, n *node) {
+	h.Write(fmt.Appendf(nil, "%v %o %d %d\n", n.dir, n.mode, len(n.data), len(n.entries)))
+	h.Write(n.data)
 	for _, name := range slices.Sorted(maps.Keys(n.entries)) {
-		fmt.Fprintf(w, "%q\n", name)
-		fingerprint(w, n.entries[name])
+		h.Write(fmt.Appendf(nil, "%q\n", name))
+		fingerprint(h, n.entries[name])
 	}
 }
 

@@ -122,6 +122,8 @@ func (f *FS) happen(fault Fault, whole, half func() error) error {
 		err = whole()
 	case CrashTorn, FailTorn:
 		err = half()
+	case CrashBefore, FailBefore, FailOn:
+		// The call does not happen.
 	}
 	f.crashed = fault.Crashes()
 	switch {

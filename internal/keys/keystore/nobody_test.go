@@ -56,7 +56,7 @@ func dropRoot() error {
 // testing package are closed.
 func openTempDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "keystore")
+	dir, err := os.MkdirTemp("", "keystore") //nolint:usetesting // that of testing is closed to other users
 	if err != nil {
 		t.Fatal(err)
 	}

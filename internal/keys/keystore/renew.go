@@ -39,7 +39,7 @@ func (s *Store) RenewRPC(ctx context.Context, extensions ...pkix.Extension) (tls
 	renewed.rpc = cert
 	err = s.replaceRPC(ctx, &renewed)
 	switch {
-	case errors.Is(err, errForeignRoots), ctx.Err() != nil:
+	case err != nil && (errors.Is(err, errForeignRoots) || ctx.Err() != nil):
 		return tls.Certificate{}, err
 	case err != nil:
 		s.log.Warn("the RPC certificate is renewed in memory only", zap.Error(err))
