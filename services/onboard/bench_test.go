@@ -46,7 +46,7 @@ func BenchmarkBootstrap(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		s, err := onboard.New(onboard.Config{Store: store, Attester: td, Provider: "simulator", TrustRoot: td.Root()})
+		s, err := onboard.New(onboard.Config{Store: store, Attester: td, Provider: "simulator", Verifier: newVerifier(b, td.Root(), td)})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -6,7 +6,6 @@ package onboard
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"sync"
 	"time"
@@ -28,6 +27,12 @@ type keyStore interface {
 	Commit(ctx context.Context, b *keystore.Bundle) error
 }
 
+// verifier checks this TD's own Evidence, with or without collateral.
+type verifier interface {
+	attest.Verifier
+	VerifyOffline(ctx context.Context, e *attest.Evidence) (*attest.Claims, error)
+}
+
 // Config is what a Service stands on.
 type Config struct {
 	// Store is the key directory (required).
@@ -37,9 +42,9 @@ type Config struct {
 	// Provider is the name of the attester, shown to users: "guest-agent",
 	// "configfs" or "simulator" (required with an Attester).
 	Provider string
-	// TrustRoot is what quotes of this TD must chain to (required with an
+	// Verifier tells who signed the quotes of this TD (required with an
 	// Attester).
-	TrustRoot *x509.Certificate
+	Verifier verifier
 	// SetupToken is what Bootstrap and Finish ask for; empty asks for nothing.
 	SetupToken keys.Secret
 	// SiteName is shown by GetAttestationInfo (optional).
@@ -79,8 +84,8 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Store == nil {
 		return nil, errors.New("onboard: Config.Store is required")
 	}
-	if cfg.Attester != nil && (cfg.TrustRoot == nil || cfg.Provider == "") {
-		return nil, errors.New("onboard: an Attester needs Config.TrustRoot and Config.Provider")
+	if cfg.Attester != nil && (cfg.Verifier == nil || cfg.Provider == "") {
+		return nil, errors.New("onboard: an Attester needs Config.Verifier and Config.Provider")
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now //nolint:forbidigo // the default of an injected clock

@@ -3,6 +3,7 @@ package onboard_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net/http"
@@ -23,6 +24,7 @@ import (
 	"teekms/gen/onboard/v1/onboardv1connect"
 	"teekms/internal/attest"
 	"teekms/internal/attest/simtd"
+	"teekms/internal/attest/tdx"
 	"teekms/internal/keys"
 	"teekms/internal/keys/keystore"
 	"teekms/internal/rpc"
@@ -35,6 +37,15 @@ type attesterFunc func(context.Context, attest.ReportData) (*attest.Evidence, er
 
 func (f attesterFunc) Attest(ctx context.Context, rd attest.ReportData) (*attest.Evidence, error) {
 	return f(ctx, rd)
+}
+
+func newVerifier(t testing.TB, root *x509.Certificate, source tdx.CollateralSource) *tdx.Verifier {
+	t.Helper()
+	v, err := tdx.NewVerifier(tdx.Config{TrustAnchor: root, Collateral: source})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 // fixture is a service over a software TD and an empty key directory.
@@ -57,7 +68,7 @@ func newFixture(t *testing.T, change func(*onboard.Config, *simtd.TD)) *fixture 
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := onboard.Config{Store: store, Attester: td, Provider: "simulator", TrustRoot: td.Root()}
+	cfg := onboard.Config{Store: store, Attester: td, Provider: "simulator", Verifier: newVerifier(t, td.Root(), td)}
 	if change != nil {
 		change(&cfg, td)
 	}
@@ -328,7 +339,7 @@ func TestBootstrapRefusesItsOwnBadQuote(t *testing.T) {
 }
 
 func TestWithoutAnAttesterThereIsNoQuote(t *testing.T) {
-	f := newFixture(t, func(c *onboard.Config, _ *simtd.TD) { c.Attester, c.Provider, c.TrustRoot = nil, "", nil })
+	f := newFixture(t, func(c *onboard.Config, _ *simtd.TD) { c.Attester, c.Provider, c.Verifier = nil, "", nil })
 	response, err := f.client.Bootstrap(t.Context(), request("kms.example.com", ""))
 	if err != nil {
 		t.Fatal(err)
@@ -486,12 +497,46 @@ func TestAttestationInfoTellsWhatThisTDIs(t *testing.T) {
 			len(info.GetDeviceId()) != 32, len(info.GetMrAggregated()) != 32, len(info.GetPpid()) != 16,
 			len(info.GetOsImageHash()) != 32, len(info.GetRtmrs()) != 4,
 			!bytes.Equal(info.GetRtmrs()[3], rtmr[3][:]), !bytes.Equal(info.GetReportData(), make([]byte, 64)),
-			info.GetSetupTokenRequired():
+			info.GetSetupTokenRequired(), info.GetTcbStatus() != "UpToDate":
 			t.Fatalf("GetAttestationInfo = %v", info)
 		}
 	}
 	if quotes != 1 {
 		t.Errorf("three calls cost %d quotes, want 1", quotes)
+	}
+}
+
+// noCollateral is a source while the network is away.
+type noCollateral struct{}
+
+func (n *noCollateral) Collateral(context.Context, tdx.FMSPC, tdx.CA) (*tdx.Collateral, error) {
+	return nil, errors.New("the network is away")
+}
+
+func TestAttestationInfoNeedsNoCollateral(t *testing.T) {
+	f := newFixture(t, func(c *onboard.Config, td *simtd.TD) { c.Verifier = newVerifier(t, td.Root(), &noCollateral{}) })
+	info, err := f.client.GetAttestationInfo(t.Context(), &onboardv1.GetAttestationInfoRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.GetTcbStatus() != "" || len(info.GetMrtd()) != 48 {
+		t.Errorf("tcb_status = %q, mrtd = %x, want none and 48 bytes", info.GetTcbStatus(), info.GetMrtd())
+	}
+}
+
+func TestAttestationInfoTellsAPoorTCBStatus(t *testing.T) {
+	f := newFixture(t, func(_ *onboard.Config, td *simtd.TD) {
+		err := td.SetEndorsements(simtd.Endorsements{Platform: simtd.Level{Status: attest.OutOfDate, Advisories: []string{"INTEL-SA-00001"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	info, err := f.client.GetAttestationInfo(t.Context(), &onboardv1.GetAttestationInfoRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.GetTcbStatus() != "OutOfDate" || len(info.GetAdvisoryIds()) != 1 {
+		t.Errorf("tcb_status = %q, advisory_ids = %q, want OutOfDate and one", info.GetTcbStatus(), info.GetAdvisoryIds())
 	}
 }
 
@@ -501,7 +546,7 @@ func TestAttestationInfoRefusesAQuoteOfAnotherRoot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.TrustRoot = other.Root()
+		c.Verifier = newVerifier(t, other.Root(), other)
 	})
 	_, err := f.client.GetAttestationInfo(t.Context(), &onboardv1.GetAttestationInfoRequest{})
 	wantError(t, err, connect.CodeFailedPrecondition, "the quote of this trust domain is refused")

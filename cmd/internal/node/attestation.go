@@ -6,12 +6,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"time"
 
 	"teekms/internal/attest"
 	"teekms/internal/attest/configfs"
 	"teekms/internal/attest/guestagent"
 	"teekms/internal/attest/simtd"
 	"teekms/internal/attest/tdx"
+	"teekms/internal/attest/tdx/pcs"
 	"teekms/internal/config"
 )
 
@@ -23,6 +25,10 @@ type attestation struct {
 	provider string
 	// root is the trust anchor for Evidence.
 	root *x509.Certificate
+	// collateral is the simulator's own, nil with every other provider.
+	collateral tdx.CollateralSource
+	// verifier checks Evidence against root.
+	verifier *tdx.Verifier
 }
 
 // openAttestation makes the attester that the configuration names, and reads
@@ -44,14 +50,39 @@ func openAttestation(cfg *config.Config) (*attestation, error) {
 		}
 		a.root = root
 	}
+	if err := a.openVerifier(cfg.Core); err != nil {
+		return nil, fmt.Errorf("making the verifier: %w", err)
+	}
 	return a, nil
+}
+
+// openVerifier takes collateral from the service that the configuration names,
+// else from the simulator in this process, else from Intel.
+func (a *attestation) openVerifier(c config.Core) (err error) {
+	source := a.collateral
+	if url := c.PCCS(); url != "" || source == nil {
+		if source, err = pcs.New(pcs.Config{URL: url}); err != nil {
+			return err
+		}
+	}
+	cached, err := tdx.NewCachedSource(tdx.CachedConfig{
+		Source: source, TrustAnchor: a.root, FetchTimeout: c.Attestation.Timeout, Now: time.Now,
+	})
+	if err != nil {
+		return err
+	}
+	a.verifier, err = tdx.NewVerifier(tdx.Config{TrustAnchor: a.root, Collateral: cached, Now: time.Now})
+	return err
 }
 
 func (a *attestation) openAttester(c config.Attestation) (err error) {
 	a.provider = c.Provider
 	switch c.Provider {
 	case config.ProviderSimulator:
-		a.attester, err = openSimulator(c.Simulator)
+		var td *simtd.TD
+		if td, err = openSimulator(c.Simulator); err == nil {
+			a.attester, a.collateral = td, td
+		}
 	case config.ProviderGuestAgent:
 		a.attester, err = guestagent.New(guestagent.Config{Address: c.AgentAddress, Timeout: c.Timeout})
 	case config.ProviderConfigfs:

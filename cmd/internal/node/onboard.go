@@ -38,7 +38,7 @@ func (n *Node) Onboard(ctx context.Context) error {
 		return err
 	}
 	service, err := onboard.New(onboard.Config{
-		Store: n.Keys, Attester: n.attestation.attester, Provider: n.attestation.provider, TrustRoot: n.TrustRoot,
+		Store: n.Keys, Attester: n.attestation.attester, Provider: n.attestation.provider, Verifier: n.attestation.verifier,
 		SetupToken: token, SiteName: n.Config.Core.SiteName, Version: n.Version, InsecureSettings: n.Config.InsecureSettings(),
 		AttestTimeout: n.Config.Core.Attestation.Timeout, Now: time.Now, Log: n.Log,
 	})

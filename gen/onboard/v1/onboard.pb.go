@@ -329,8 +329,13 @@ type GetAttestationInfoResponse struct {
 	SetupTokenRequired bool `protobuf:"varint,1006,opt,name=setup_token_required,json=setupTokenRequired,proto3" json:"setup_token_required,omitempty"`
 	// Every switch in force that weakens security.
 	InsecureSettings []string `protobuf:"bytes,1007,rep,name=insecure_settings,json=insecureSettings,proto3" json:"insecure_settings,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Worst TCB status of platform, TDX module and quoting enclave, in Intel's
+	// words; empty while no collateral can be had.
+	TcbStatus string `protobuf:"bytes,1008,opt,name=tcb_status,json=tcbStatus,proto3" json:"tcb_status,omitempty"`
+	// Intel's advisories about them.
+	AdvisoryIds   []string `protobuf:"bytes,1009,rep,name=advisory_ids,json=advisoryIds,proto3" json:"advisory_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetAttestationInfoResponse) Reset() {
@@ -475,6 +480,20 @@ func (x *GetAttestationInfoResponse) GetInsecureSettings() []string {
 	return nil
 }
 
+func (x *GetAttestationInfoResponse) GetTcbStatus() string {
+	if x != nil {
+		return x.TcbStatus
+	}
+	return ""
+}
+
+func (x *GetAttestationInfoResponse) GetAdvisoryIds() []string {
+	if x != nil {
+		return x.AdvisoryIds
+	}
+	return nil
+}
+
 // FinishRequest has no fields.
 type FinishRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -572,7 +591,7 @@ const file_onboard_v1_onboard_proto_rawDesc = "" +
 	"\x0fOnboardResponse\x12\x1f\n" +
 	"\vk256_pubkey\x18\x01 \x01(\fR\n" +
 	"k256Pubkey\"\x1b\n" +
-	"\x19GetAttestationInfoRequest\"\xcf\x04\n" +
+	"\x19GetAttestationInfoRequest\"\x93\x05\n" +
 	"\x1aGetAttestationInfoResponse\x12\x1b\n" +
 	"\tdevice_id\x18\x01 \x01(\fR\bdeviceId\x12#\n" +
 	"\rmr_aggregated\x18\x02 \x01(\fR\fmrAggregated\x12\"\n" +
@@ -591,7 +610,10 @@ const file_onboard_v1_onboard_proto_rawDesc = "" +
 	"\vreport_data\x18\xed\a \x01(\fR\n" +
 	"reportData\x121\n" +
 	"\x14setup_token_required\x18\xee\a \x01(\bR\x12setupTokenRequired\x12,\n" +
-	"\x11insecure_settings\x18\xef\a \x03(\tR\x10insecureSettings\"\x0f\n" +
+	"\x11insecure_settings\x18\xef\a \x03(\tR\x10insecureSettings\x12\x1e\n" +
+	"\n" +
+	"tcb_status\x18\xf0\a \x01(\tR\ttcbStatus\x12\"\n" +
+	"\fadvisory_ids\x18\xf1\a \x03(\tR\vadvisoryIds\"\x0f\n" +
 	"\rFinishRequest\"\x10\n" +
 	"\x0eFinishResponse2\xc2\x02\n" +
 	"\aOnboard\x12H\n" +

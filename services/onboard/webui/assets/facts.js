@@ -63,6 +63,13 @@ function factList(info) {
     add('Site', text(info.site_name), 'word');
   }
   add('Trust root', info.trust_root_is_intel === true ? 'Intel' : 'other', 'word');
+  if (info.provider !== 'none') {
+    add('TCB status', text(info.tcb_status) === '—' ? 'not known: no collateral' : text(info.tcb_status), 'word');
+  }
+  const advisories = Array.isArray(info.advisory_ids) ? info.advisory_ids.map(String) : [];
+  if (advisories.length > 0) {
+    add('Advisories', advisories.join(', '), 'word');
+  }
   add('Trust root SHA-256', hex(info.trust_root_sha256), 'hex');
   add('MRTD', hex(info.mrtd), 'hex');
   const rtmrs = Array.isArray(info.rtmrs) ? info.rtmrs : [];
