@@ -105,6 +105,13 @@ func (f *faulty) fault(op, path string) error {
 	return &fs.PathError{Op: op, Path: path, Err: x.err}
 }
 
+// count returns how often an operation was tried on a file.
+func (f *faulty) count(key string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls[key]
+}
+
 func (f *faulty) MkdirTemp(dir, pattern string) (string, error) {
 	if err := f.fault("mkdir", dir); err != nil {
 		return "", err
@@ -176,7 +183,7 @@ func TestAttestTriesAgainWhileTheMachineIsBusy(t *testing.T) {
 			if _, err := configfs.New(configfs.Config{Client: c, CCEL: noCCEL(t)}).Attest(t.Context(), reportData); err != nil {
 				t.Errorf("Attest() = %v, want nil", err)
 			}
-			if got := c.calls[f.key]; got < 4 {
+			if got := c.count(f.key); got < 4 {
 				t.Errorf("%q was called %d times, want at least 4", f.key, got)
 			}
 			if n := len(k.Entries); n != 0 {
@@ -203,7 +210,7 @@ func TestAttestTriesAgainWhenAnotherProcessWroteToTheEntry(t *testing.T) {
 	if q, err := tdx.ParseQuote(ev.Quote); err != nil || q.ReportData() != reportData.Bytes() {
 		t.Errorf("report data = %x, %v, want %x", q.ReportData(), err, reportData.Bytes())
 	}
-	if got := c.calls["read outblob"]; got != 2 {
+	if got := c.count("read outblob"); got != 2 {
 		t.Errorf("outblob was read %d times, want 2", got)
 	}
 }
@@ -273,7 +280,7 @@ func TestAttestEndsAtItsDeadline(t *testing.T) {
 			}
 			synctest.Wait()
 			// Pauses double from 5 ms to 500 ms.
-			if got := c.calls["mkdir report"]; got < 20 || got > 30 {
+			if got := c.count("mkdir report"); got < 20 || got > 30 {
 				t.Errorf("%d tries in 10 seconds, want about 26", got)
 			}
 		})
@@ -295,7 +302,7 @@ func TestAttestEndsAtItsDeadline(t *testing.T) {
 			if _, err := a.Attest(t.Context(), reportData); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "waiting for another quote") {
 				t.Errorf("second Attest() = %v, want %v waiting for another quote", err, context.DeadlineExceeded)
 			}
-			if got := c.calls["mkdir report"]; got != 1 {
+			if got := c.count("mkdir report"); got != 1 {
 				t.Errorf("%d entries were made, want 1", got)
 			}
 			close(release)
@@ -308,6 +315,14 @@ func TestAttestEndsAtItsDeadline(t *testing.T) {
 			}
 		})
 	})
+}
+
+func TestZeroConfigIsForTheRealKernel(t *testing.T) {
+	_, err := configfs.New(configfs.Config{}).Attest(t.Context(), reportData)
+	_, absent := os.Stat(configfsi.TsmPrefix + "/report")
+	if errors.Is(err, attest.ErrNoAttester) != errors.Is(absent, fs.ErrNotExist) {
+		t.Errorf("Attest() = %v where configfs-tsm is %v, want %v where it is not there", err, absent, attest.ErrNoAttester)
+	}
 }
 
 func TestConcurrentCallersGetTheirOwnQuotes(t *testing.T) {

@@ -97,7 +97,7 @@ func copyFile(t *testing.T, path string) string {
 // publicDir is a directory that every user can enter.
 func publicDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "simtd-test-")
+	dir, err := os.MkdirTemp("", "simtd-test-") //nolint:usetesting // nobody else can enter what t.TempDir makes
 	if err != nil {
 		t.Fatal(err)
 	}

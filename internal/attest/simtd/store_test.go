@@ -75,7 +75,7 @@ func TestProcessesThatOpenAtOnceAgree(t *testing.T) {
 	outs := make([]strings.Builder, 6)
 	for i := range outs {
 		cmd := process(t, dir, 0)
-		cmd.Stdout, cmd.Stderr = &outs[i], &outs[i]
+		cmd.Stdout = &outs[i]
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +119,7 @@ func TestReadOnlyDirectoryIsEnoughForAMadeOne(t *testing.T) {
 		_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, _ error) error { return os.Chmod(path, 0o755) })
 	})
 	before := tree(t, dir)
-	out, err := process(t, dir, nobody).CombinedOutput()
+	out, err := process(t, dir, nobody).Output()
 	if err != nil || !strings.HasPrefix(string(out), "root ") {
 		t.Errorf("opening as another user = %q, %v, want the root", out, err)
 	}

@@ -228,6 +228,46 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+func TestEveryTruncationIsRefused(t *testing.T) {
+	a, err := versioned.New(evidence(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := a.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range b {
+		if _, err := versioned.Parse(b[:n]); err == nil || !strings.Contains(err.Error(), "ends too early") {
+			t.Fatalf("Parse(first %d of %d bytes) = %v, want it to end too early", n, len(b), err)
+		}
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	good := evidence(t)
+	tests := []struct{ name, quote, log, want string }{
+		{"no quote", "", "", "header of 48 bytes, 0 left"},
+		{"log that is none", string(good.Quote), "x", "event log is not JSON"},
+		{"digest of the second form", string(good.Quote), `[{"imr":3,"event_type":134217729,"event":"","event_payload":"","version":2}]`, "runtime event of version 2 has no place in version 0"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := versioned.New(&attest.Evidence{Quote: []byte(tt.quote), EventLog: []byte(tt.log)})
+			if want := "making attestation: " + tt.want; err == nil || err.Error() != want {
+				t.Errorf("New() = %v, want %q", err, want)
+			}
+		})
+	}
+	a, err := versioned.New(&attest.Evidence{Quote: good.Quote})
+	if err != nil || len(a.Events) != 0 || len(a.RuntimeEvents) != 0 {
+		t.Errorf("New(no event log) = %+v, %v, want no events", a, err)
+	}
+	if ev, err := a.Evidence(); err != nil || ev.EventLog != nil {
+		t.Errorf("Evidence() = %v, %v, want no event log", ev, err)
+	}
+}
+
 func TestMarshalRefuses(t *testing.T) {
 	tests := []struct {
 		name string
