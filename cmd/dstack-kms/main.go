@@ -9,8 +9,8 @@ import (
 	"teekms/cmd/internal/node"
 )
 
-// version is stamped by the build.
-var version string //nolint:gochecknoglobals // -ldflags -X sets it
+// version and revision are stamped by the build.
+var version, revision string //nolint:gochecknoglobals // -ldflags -X sets them
 
 func main() {
 	os.Exit(node.Main(node.Program{

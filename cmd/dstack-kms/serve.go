@@ -3,11 +3,15 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
+	"teekms/cmd/internal/buildinfo"
 	"teekms/cmd/internal/node"
 	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/config"
@@ -20,7 +24,7 @@ import (
 // serveKMS serves the KMS service until ctx ends and the calls in flight are
 // answered.
 func serveKMS(ctx context.Context, n *node.Node) error {
-	handler, err := newHandler(n)
+	handler, err := newHandler(ctx, n)
 	if err != nil {
 		return err
 	}
@@ -45,7 +49,7 @@ func serveKMS(ctx context.Context, n *node.Node) error {
 	})
 }
 
-func newHandler(n *node.Node) (http.Handler, error) {
+func newHandler(ctx context.Context, n *node.Node) (http.Handler, error) {
 	service, err := kms.New(kms.Config{
 		RootCertificate:  n.Keys.RootCAPEM(),
 		K256Public:       n.Keys.Roots().K256Public(),
@@ -66,8 +70,22 @@ func newHandler(n *node.Node) (http.Handler, error) {
 	}
 	return serve.NewMux(serve.MuxConfig{
 		Service: service.RPC(), Chain: chain, Metrics: n.MetricsHandler(),
-		Header: map[string]string{"X-App-Version": n.Version},
+		Ready:  func() error { return ready(ctx, n) },
+		Header: map[string]string{"X-App-Version": fmt.Sprintf("v%s (git:%s)", strings.TrimPrefix(n.Version, "v"), buildinfo.Revision(revision))},
 	})
+}
+
+// ready tells load balancers to go elsewhere while this process drains, or when
+// its certificate could not be renewed in time.
+func ready(ctx context.Context, n *node.Node) error {
+	switch expiry := n.Keys.RPCCertificate().Leaf.NotAfter; {
+	case ctx.Err() != nil:
+		return errors.New("shutting down")
+	case time.Now().After(expiry):
+		return errors.New("the RPC certificate has expired")
+	default:
+		return nil
+	}
 }
 
 // record is the bootstrap as GetMeta tells it, nil where there is none.

@@ -19,15 +19,34 @@ func Version(stamped string) string {
 	if v := info.Main.Version; v != "" && v != "(devel)" {
 		return v
 	}
+	if revision := vcs(info); revision != "" {
+		return revision
+	}
+	return "devel"
+}
+
+// Revision returns the commit that `make build` stamped, else the one that the
+// Go toolchain recorded, else "unknown".
+func Revision(stamped string) string {
+	if stamped != "" {
+		return stamped
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if revision := vcs(info); revision != "" {
+			return revision
+		}
+	}
+	return "unknown"
+}
+
+// vcs is the commit a binary was built from, empty where it was not recorded.
+func vcs(info *debug.BuildInfo) string {
 	settings := make(map[string]string, len(info.Settings))
 	for _, s := range info.Settings {
 		settings[s.Key] = s.Value
 	}
 	revision := settings["vcs.revision"]
-	if revision == "" {
-		return "devel"
-	}
-	if settings["vcs.modified"] == "true" {
+	if revision != "" && settings["vcs.modified"] == "true" {
 		revision += "-dirty"
 	}
 	return revision

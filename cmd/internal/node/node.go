@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
 
+	"teekms/internal/attest/tdx"
 	"teekms/internal/config"
 	"teekms/internal/keys/keystore"
 	"teekms/internal/observe"
@@ -64,6 +65,9 @@ func open(_ context.Context, cfg *config.Config, version string) (*Node, error) 
 	}
 	log.Info("trust root for TDX Evidence", zap.String("sha256", hex.EncodeToString(n.TrustRootSHA256())),
 		zap.String("subject", a.root.Subject.CommonName), zap.String("provider", cfg.Core.Attestation.Provider))
+	if err := observe.RegisterTrustRoot(n.Metrics, [32]byte(n.TrustRootSHA256()), a.root.Equal(tdx.IntelRootCA())); err != nil {
+		return nil, err
+	}
 	n.Keys, err = keystore.Open(keystore.Config{
 		Dir: cfg.Core.CertDir, Domain: cfg.Core.Onboard.AutoBootstrapDomain, Now: time.Now, Log: log,
 	})
@@ -102,12 +106,15 @@ func (n *Node) CallLimits() rpc.Config {
 	}
 }
 
+// replySlack is what a connection has left to say that a call took too long.
+const replySlack = 5 * time.Second
+
 // ConnectionLimits are the limits of one listener, as configured.
 func (n *Node) ConnectionLimits() serve.Limits {
 	l := n.Config.Core.Limits
 	return serve.Limits{
 		Connections: int(l.Connections), Streams: int(l.Streams), HeaderBytes: int(l.HeaderBytes),
-		HeaderTime: l.HeaderTimeout, ReadTime: l.ReadTimeout, WriteTime: l.WriteTimeout,
+		HeaderTime: l.HeaderTimeout, ReadTime: l.ReadTimeout, WriteTime: l.WriteTimeout + replySlack,
 		IdleTime: l.IdleTimeout, Grace: l.DrainTimeout,
 	}
 }

@@ -46,15 +46,27 @@ func (n *Node) Onboard(ctx context.Context) error {
 		return err
 	}
 	defer service.Wait()
-	if domain := c.AutoBootstrapDomain; domain != "" {
-		_, err := service.Bootstrap(ctx, &onboardv1.BootstrapRequest{Domain: domain})
-		if errors.Is(err, onboard.ErrAlreadyBootstrapped) {
-			n.Log.Info(AlreadyBootstrapped, zap.String("by", "another process"))
-			return nil
-		}
-		return err
+	if c.AutoBootstrapDomain != "" {
+		return n.autoBootstrap(ctx, service)
 	}
 	return n.serveOnboarding(ctx, service)
+}
+
+// autoBootstrap bootstraps for the configured domain. A signal does not end a
+// bootstrap once begun: whether it succeeded is what counts.
+func (n *Node) autoBootstrap(ctx context.Context, service *onboard.Service) error {
+	_, err := service.Bootstrap(ctx, &onboardv1.BootstrapRequest{Domain: n.Config.Core.Onboard.AutoBootstrapDomain})
+	if err != nil && ctx.Err() != nil {
+		service.Wait()
+		if n.Keys.Complete() {
+			return nil
+		}
+	}
+	if errors.Is(err, onboard.ErrAlreadyBootstrapped) {
+		n.Log.Info(AlreadyBootstrapped, zap.String("by", "another process"))
+		return nil
+	}
+	return err
 }
 
 // serveOnboarding serves until Finish was answered or ctx ends.
@@ -63,7 +75,7 @@ func (n *Node) serveOnboarding(ctx context.Context, service *onboard.Service) er
 	n.Log.Info("Starting onboarding service")
 	calls, connections := n.CallLimits(), n.ConnectionLimits()
 	calls.Timeout = max(calls.Timeout, n.Config.Core.Attestation.Timeout+attestSlack)
-	connections.WriteTime = max(connections.WriteTime, calls.Timeout)
+	connections.WriteTime = max(connections.WriteTime, calls.Timeout+replySlack)
 	mount, err := service.Mount(calls)
 	if err != nil {
 		return err
@@ -91,7 +103,16 @@ func (n *Node) serveOnboarding(ctx context.Context, service *onboard.Service) er
 		}
 	}()
 	n.Log.Info("Onboarding service has launched from http://" + listener.Addr().String())
-	return serve.Run(ctx, serve.Config{Listener: listener, Handler: handler, Limits: connections, Log: n.Log})
+	err = serve.Run(ctx, serve.Config{Listener: listener, Handler: handler, Limits: connections, Log: n.Log})
+	select {
+	case <-service.Finished():
+	default:
+		return err
+	}
+	if err != nil { // no caller can make a finished setup a failure
+		n.Log.Warn("setup is finished, a call beside it was cut off", zap.Error(err))
+	}
+	return nil
 }
 
 // setupToken returns the configured token; "auto" makes one and prints it on
