@@ -16,7 +16,7 @@ import (
 )
 
 // The labels of the wire format. They carry no version and no separator: they
-// are fixed by the keys that exist (docs/keydir.md#derivations). No two uses
+// are fixed by the keys that exist (docs/wire.md#derivation). No two uses
 // share one.
 const (
 	hkdfSalt = "RATLS"

@@ -6,5 +6,5 @@
 // of [Roots] derive every key an application gets. Derivations, signatures and
 // certificates follow an existing wire format byte for byte, so that a KMS that
 // takes over the root keys of another gives out the same keys
-// (docs/keydir.md#derivations).
+// (docs/wire.md#derivation).
 package keys
