@@ -65,7 +65,7 @@ func (s *Service) describe(facts *onboardv1.GetAttestationInfoResponse) {
 	facts.DeviceId, facts.Ppid = deviceID[:], claims.PPID
 	facts.MrAggregated = aggregated[:]
 	facts.OsImageHash = osImageHash(s.info.evidence.VMConfig)
-	facts.TeeVariant, facts.Provider = teeVariant, s.cfg.Provider
+	facts.TeeVariant, facts.Provider = teeVariant, s.provider()
 	facts.TrustRootSha256 = claims.TrustRoot[:]
 	facts.TrustRootIsIntel = claims.TrustRoot == sha256.Sum256(tdx.IntelRootCA().Raw)
 	facts.Mrtd = claims.MRTD[:]
@@ -74,6 +74,15 @@ func (s *Service) describe(facts *onboardv1.GetAttestationInfoResponse) {
 	}
 	facts.ReportData = claims.ReportData[:]
 	facts.TcbStatus, facts.AdvisoryIds = string(claims.TCB), claims.Advisories
+}
+
+// provider names the attester. One that looks for what there is knows better
+// than the configuration.
+func (s *Service) provider() string {
+	if p, ok := s.cfg.Attester.(interface{ Provider() string }); ok {
+		return p.Provider()
+	}
+	return s.cfg.Provider
 }
 
 // ownClaims makes Evidence that binds nothing, once, and verifies it. Where

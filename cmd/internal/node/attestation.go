@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"teekms/internal/attest"
@@ -99,6 +100,16 @@ func (a *attestation) openAttester(c config.Attestation) (err error) {
 // It looks anew for each quote, so that an agent may start after the KMS.
 type detector struct {
 	agent, configfs attest.Attester
+	found           atomic.Pointer[string] // the provider that made the last quote
+}
+
+// Provider is the name of the attester that was found, "auto" before the first
+// quote.
+func (d *detector) Provider() string {
+	if name := d.found.Load(); name != nil {
+		return *name
+	}
+	return config.ProviderAuto
 }
 
 func newDetector(agentConfig guestagent.Config) (*detector, error) {
@@ -111,11 +122,16 @@ func newDetector(agentConfig guestagent.Config) (*detector, error) {
 
 // Attest implements attest.Attester.
 func (d *detector) Attest(ctx context.Context, rd attest.ReportData) (*attest.Evidence, error) {
+	name := config.ProviderGuestAgent
 	evidence, err := d.agent.Attest(ctx, rd)
-	if !errors.Is(err, attest.ErrNoAttester) {
-		return evidence, err
+	if errors.Is(err, attest.ErrNoAttester) {
+		name = config.ProviderConfigfs
+		evidence, err = d.configfs.Attest(ctx, rd)
 	}
-	return d.configfs.Attest(ctx, rd)
+	if err == nil {
+		d.found.Store(&name)
+	}
+	return evidence, err
 }
 
 // openSimulator opens the software TD, with the measurements that are set.
