@@ -30,8 +30,8 @@ type RuntimeEvent struct {
 }
 
 // Measurements say what a software trust domain claims to be. In a field's zero
-// value the directory's own counts, or the default where it is new. RTMR0 to
-// RTMR2 follow from Image, RTMR3 from the runtime events.
+// value what was set for the directory before counts, or else the default. RTMR0
+// to RTMR2 follow from Image, RTMR3 from the runtime events.
 type Measurements struct {
 	// Image names the operating system image. The default MRTD, the boot events
 	// and the default OSImageHash are derived from it.
@@ -105,8 +105,8 @@ func (m Measurements) clone() Measurements {
 	return m
 }
 
-// complete returns m with every default filled in. instanceID is what a new
-// directory draws.
+// complete returns m with every default filled in but the instance id, which a
+// new directory draws.
 func (m Measurements) complete() Measurements {
 	d := Measurements{
 		Image:       defaultImage,

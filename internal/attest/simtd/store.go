@@ -30,8 +30,10 @@ const (
 )
 
 type state struct {
-	pki          *pki
-	measurements Measurements
+	pki *pki
+	// set are the measurements that somebody chose, and those that cannot
+	// change. The others follow from them each time, so that they stay in tune.
+	set Measurements
 }
 
 // loadOrMake reads td.json or makes it, and sees to root-ca.pem.
@@ -103,7 +105,8 @@ func newState(cfg Config) (*state, error) {
 	if err := cfg.Measurements.check(); err != nil {
 		return nil, err
 	}
-	m := cfg.Measurements.complete()
+	m := cfg.Measurements.clone()
+	m.FMSPC = m.complete().FMSPC
 	if len(m.InstanceID) == 0 {
 		m.InstanceID = make([]byte, 20)
 		_, _ = rand.Read(m.InstanceID) // never fails
@@ -123,11 +126,11 @@ func (st *state) override(cfg Config) error {
 	if err := cfg.Measurements.check(); err != nil {
 		return err
 	}
-	merged := st.measurements.merge(cfg.Measurements)
-	if merged.FMSPC != st.measurements.FMSPC {
-		return fmt.Errorf("FMSPC is %x by the directory's certificate, cannot be %x", st.measurements.FMSPC, merged.FMSPC)
+	merged := st.set.merge(cfg.Measurements)
+	if merged.FMSPC != st.set.FMSPC {
+		return fmt.Errorf("FMSPC is %x by the directory's certificate, cannot be %x", st.set.FMSPC, merged.FMSPC)
 	}
-	before, err := json.Marshal(store(st.measurements))
+	before, err := json.Marshal(store(st.set))
 	if err != nil {
 		return fmt.Errorf("encoding measurements: %w", err)
 	}
@@ -135,7 +138,7 @@ func (st *state) override(cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("encoding measurements: %w", err)
 	}
-	st.measurements = merged
+	st.set = merged
 	if bytes.Equal(before, after) {
 		return nil
 	}
@@ -172,7 +175,7 @@ type storedState struct {
 
 // save writes the state as one file, so that it is there wholly or not at all.
 func (st *state) save(dir string) error {
-	s := storedState{Certificates: map[string][]byte{}, Keys: map[string][]byte{}, Measurements: store(st.measurements)}
+	s := storedState{Certificates: map[string][]byte{}, Keys: map[string][]byte{}, Measurements: store(st.set)}
 	keys := map[string]*ecdsa.PrivateKey{attestationKey: st.pki.attestation}
 	for name, p := range st.pki.pairs() {
 		s.Certificates[name], keys[name] = p.cert.Raw, p.key
@@ -216,7 +219,7 @@ func loadState(dir string) (*state, error) {
 	if st.pki.attestation, err = parseKey(stored.Keys[attestationKey]); err != nil {
 		return nil, fmt.Errorf("reading %s: %s key: %w", stateFile, attestationKey, err)
 	}
-	if st.measurements, err = stored.Measurements.measurements(); err != nil {
+	if st.set, err = stored.Measurements.measurements(); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", stateFile, err)
 	}
 	return st, nil

@@ -256,6 +256,27 @@ func TestMeasurementsAreKept(t *testing.T) {
 	}
 }
 
+func TestDefaultsFollowWhatIsSetLater(t *testing.T) {
+	dir := t.TempDir()
+	before := open(t, simtd.Config{Dir: dir}).Measurements()
+	compose := make([]byte, 32)
+	compose[0] = 0xab
+	open(t, simtd.Config{Dir: dir, Measurements: simtd.Measurements{ComposeHash: compose, Image: "other"}})
+	got := open(t, simtd.Config{Dir: dir}).Measurements()
+	if !slices.Equal(got.AppID, compose[:20]) {
+		t.Errorf("AppID = %x, want the beginning of the compose hash", got.AppID)
+	}
+	if want := append([]byte{1}, compose...); !slices.Equal(got.MRConfigID[:33], want) {
+		t.Errorf("MRConfigID = %x, want %x and zeros", got.MRConfigID, want)
+	}
+	if got.MRTD == before.MRTD || slices.Equal(got.OSImageHash, before.OSImageHash) {
+		t.Error("MRTD or OS image hash did not follow the image")
+	}
+	if !slices.Equal(got.InstanceID, before.InstanceID) {
+		t.Errorf("InstanceID = %x, want %x as before", got.InstanceID, before.InstanceID)
+	}
+}
+
 func TestImageDecidesTheMeasurementsOfABoot(t *testing.T) {
 	a := open(t, simtd.Config{})
 	b := open(t, simtd.Config{})

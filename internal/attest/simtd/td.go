@@ -91,7 +91,7 @@ func open(cfg Config) (*TD, error) {
 	if err != nil {
 		return nil, err
 	}
-	td := &TD{dir: cfg.Dir, now: cfg.Now, shape: cfg.Shape, pki: st.pki, m: st.measurements}
+	td := &TD{dir: cfg.Dir, now: cfg.Now, shape: cfg.Shape, pki: st.pki, m: st.set.complete()}
 	if td.qe, err = td.signQE(nil, nil); err != nil {
 		return nil, err
 	}
