@@ -40,12 +40,16 @@ type Config struct {
 	Expect expect.Set
 	// SecondOpinion asks another implementation too.
 	SecondOpinion bool
+	// SaveCollateral is a directory in which collateral that verifies is kept,
+	// made when missing; empty keeps none.
+	SaveCollateral string
 }
 
-// Check checks every link of s. Its error is about cfg alone; what is wrong
-// with s is in the Report.
+// Check checks every link of s. Its error is about cfg alone, and about
+// collateral that cannot be kept; what is wrong with s is in the Report.
 func Check(ctx context.Context, s *subject.Subject, cfg Config) (*Report, error) {
-	cfg.Collateral = &once{cfg.Collateral, map[tdx.FMSPC]*tdx.Collateral{}}
+	source := &once{cfg.Collateral, map[tdx.FMSPC]*tdx.Collateral{}}
+	cfg.Collateral = source
 	verifier, err := tdx.NewVerifier(tdx.Config{
 		TrustAnchor: cfg.TrustAnchor, Collateral: cfg.Collateral,
 		Now: func() time.Time { return cfg.At },
@@ -61,14 +65,14 @@ func Check(ctx context.Context, s *subject.Subject, cfg Config) (*Report, error)
 		Collateral: cfg.CollateralFrom,
 		Notes:      notes(s, root),
 	}
-	c := &checker{ctx: ctx, cfg: cfg, s: s, r: r, verifier: verifier}
+	c := &checker{ctx: ctx, cfg: cfg, s: s, r: r, verifier: verifier, source: source}
 	c.record()
 	c.evidence()
 	c.certificates()
 	c.expectations()
 	c.opinion()
 	r.conclude()
-	return r, nil
+	return r, c.save()
 }
 
 // checker is one run over the links.
@@ -78,6 +82,7 @@ type checker struct {
 	s        *subject.Subject
 	r        *Report
 	verifier *tdx.Verifier
+	source   *once
 	// verified is nil unless every link of the Evidence holds.
 	verified *attest.Claims
 }
@@ -134,6 +139,7 @@ func (c *checker) evidence() {
 		}
 		c.add(c.step(step))
 	}
+	c.judgeCollateral(ev)
 	c.claim(trace.Claims)
 }
 
@@ -190,10 +196,8 @@ func (c *checker) claim(verified *attest.Claims) {
 		}
 	}
 	if !slices.Contains(c.cfg.AcceptTCB, verified.TCB) {
-		for i := range c.r.Links {
-			if l := &c.r.Links[i]; l.Name == attest.LinkTCB {
-				l.Err, l.Detail = fmt.Errorf("%s, accepted is %s", l.Detail, join(c.cfg.AcceptTCB)), ""
-			}
+		if l := c.r.mutableLink(attest.LinkTCB); l != nil {
+			l.Err, l.Detail = fmt.Errorf("%s, accepted is %s", l.Detail, join(c.cfg.AcceptTCB)), ""
 		}
 	}
 }

@@ -5,7 +5,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
+	"io/fs"
 	"math/big"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -303,6 +306,35 @@ func TestCheck(t *testing.T) {
 			status.NotVerified,
 		},
 		{
+			"collateral that was not there yet",
+			simtd.Config{Now: func() time.Time { return time.Now().Add(-20 * 24 * time.Hour) }},
+			func(t *testing.T, k *kmstest.KMS, c *chain.Config) {
+				endorse(simtd.Endorsements{IssuedAt: time.Now().Add(-24 * time.Hour)})(t, k, c)
+				c.At = c.At.Add(-10 * 24 * time.Hour)
+			},
+			links{attest.LinkCollateral: "for that time: "},
+			status.NoCollateral,
+		},
+		{
+			"forged collateral at a time before",
+			simtd.Config{Now: func() time.Time { return time.Now().Add(-20 * 24 * time.Hour) }},
+			func(_ *testing.T, _ *kmstest.KMS, c *chain.Config) {
+				c.Collateral = other.TD
+				c.At = c.At.Add(-10 * 24 * time.Hour)
+			},
+			links{attest.LinkCollateral: "root CRL: "},
+			status.NotVerified,
+		},
+		{
+			"no collateral, but a second opinion",
+			simtd.Config{},
+			func(_ *testing.T, _ *kmstest.KMS, c *chain.Config) {
+				c.Collateral, c.SecondOpinion = noCollateral(t), true
+			},
+			links{attest.LinkCollateral: "no collateral to be had"},
+			status.NoCollateral,
+		},
+		{
 			"no collateral",
 			simtd.Config{},
 			func(_ *testing.T, _ *kmstest.KMS, c *chain.Config) { c.Collateral = noCollateral(t) },
@@ -465,6 +497,44 @@ func TestCheckRefusesATrustAnchorThatIsNone(t *testing.T) {
 	}
 	if r, err := chain.Check(t.Context(), s, cfg); err == nil || !strings.Contains(err.Error(), "trust anchor") {
 		t.Errorf("Check() = %v, %v, want an error about the trust anchor", r, err)
+	}
+}
+
+// TestSavedCollateralServesLater verifies a ceremony long after its collateral
+// and its source have gone.
+func TestSavedCollateralServesLater(t *testing.T) {
+	k := kmstest.New(t, simtd.Config{})
+	saved := filepath.Join(t.TempDir(), "a", "collateral")
+	cfg := config(k)
+	cfg.SaveCollateral = saved
+	if r := check(t, k, cfg); !r.OK || !slices.ContainsFunc(r.Notes, func(n string) bool { return strings.Contains(n, "--collateral "+saved) }) {
+		t.Fatalf("Check() = %v, notes %q, want ok and how to verify later", r.Err(), r.Notes)
+	}
+	var err error
+	if cfg.Collateral, err = tdx.NewDirSource(saved); err != nil {
+		t.Fatal(err)
+	}
+	cfg.SaveCollateral = ""
+	cfg.Now = cfg.Now.AddDate(3, 0, 0)
+	if r := check(t, k, cfg); !r.OK {
+		t.Errorf("Check() in three years as of now = %v, want ok", r.Err())
+	}
+	cfg.At = cfg.Now
+	if r := check(t, k, cfg); r.ExitCode != status.NoCollateral {
+		t.Errorf("Check() in three years as of then = %d, want %d", r.ExitCode, status.NoCollateral)
+	}
+}
+
+func TestBadCollateralIsNotSaved(t *testing.T) {
+	k := kmstest.New(t, simtd.Config{})
+	cfg := config(k)
+	cfg.Collateral = kmstest.New(t, simtd.Config{}).TD
+	cfg.SaveCollateral = filepath.Join(t.TempDir(), "collateral")
+	if r := check(t, k, cfg); r.OK {
+		t.Error("Check() with another trust domain's collateral = ok")
+	}
+	if _, err := os.Stat(cfg.SaveCollateral); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Stat(%s) = %v, want that it does not exist", cfg.SaveCollateral, err)
 	}
 }
 

@@ -1,13 +1,11 @@
 package chain
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	"teekms/internal/attest"
-	"teekms/internal/attest/tdx"
 	"teekms/internal/attest/tdx/secondopinion"
 )
 
@@ -21,20 +19,14 @@ func (c *checker) opinion() {
 		c.add(skipped(LinkOpinion, "there is no quote"))
 		return
 	}
-	if l, _ := c.r.link(attest.LinkCollateral); errors.Is(l.Err, attest.ErrNoCollateral) {
-		c.add(skipped(LinkOpinion, "it rests on %s", attest.LinkCollateral))
-		return
-	}
 	cfg := secondopinion.Config{
 		TrustAnchor: c.cfg.TrustAnchor, Collateral: c.cfg.Collateral,
 		Now: func() time.Time { return c.cfg.At },
 	}
 	found := "go-tdx-guest accepts chain, signatures, collateral and revocation"
-	// It takes no TCB status but UpToDate for good, so of another one that was
-	// allowed here it can be asked only what does not need collateral.
-	if c.verified != nil && c.verified.TCB != attest.UpToDate && c.r.holds(attest.LinkTCB) {
+	if why := c.withoutCollateral(); why != "" {
 		cfg.Collateral = nil
-		found = fmt.Sprintf("go-tdx-guest accepts chain and signatures; it was not asked about collateral, since it refuses %s", c.verified.TCB)
+		found = "go-tdx-guest accepts chain and signatures; it was not asked about collateral, since " + why
 	}
 	if err := secondopinion.Verify(c.ctx, cfg, &attest.Evidence{Quote: c.s.Record.Quote}); err != nil {
 		// Its errors are told, but must not be taken for ours.
@@ -44,20 +36,17 @@ func (c *checker) opinion() {
 	c.add(held(LinkOpinion, "%s", found))
 }
 
-// once is a source that asks another one a single time for each platform, so
-// that two verifiers see the same collateral.
-type once struct {
-	source tdx.CollateralSource
-	got    map[tdx.FMSPC]*tdx.Collateral
-}
-
-func (o *once) Collateral(ctx context.Context, fmspc tdx.FMSPC, ca tdx.CA) (*tdx.Collateral, error) {
-	if c, ok := o.got[fmspc]; ok {
-		return c, nil
+// withoutCollateral says why the other implementation can be asked only what
+// does not need collateral; empty when it can be asked everything.
+func (c *checker) withoutCollateral() string {
+	l, _ := c.r.link(attest.LinkCollateral)
+	switch {
+	case errors.Is(l.Err, attest.ErrNoCollateral):
+		return "there is none"
+	case c.verified != nil && c.verified.TCB != attest.UpToDate && c.r.holds(attest.LinkTCB):
+		// It takes no other status for good, whatever was allowed here.
+		return fmt.Sprintf("it refuses %s", c.verified.TCB)
+	default:
+		return ""
 	}
-	c, err := o.source.Collateral(ctx, fmspc, ca)
-	if err == nil {
-		o.got[fmspc] = c
-	}
-	return c, err
 }

@@ -90,12 +90,20 @@ func skipped(name, format string, args ...any) Link {
 	return Link{Name: name, Detail: "not checked: " + fmt.Sprintf(format, args...)}
 }
 
+// mutableLink returns the link of that name, nil if there is none.
+func (r *Report) mutableLink(name string) *Link {
+	for i := range r.Links {
+		if r.Links[i].Name == name {
+			return &r.Links[i]
+		}
+	}
+	return nil
+}
+
 // link returns the link of that name.
 func (r *Report) link(name string) (Link, bool) {
-	for _, l := range r.Links {
-		if l.Name == name {
-			return l, true
-		}
+	if l := r.mutableLink(name); l != nil {
+		return *l, true
 	}
 	return Link{}, false
 }

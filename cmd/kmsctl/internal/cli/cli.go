@@ -68,7 +68,7 @@ func Run(ctx context.Context, env Environment) int {
 	if err == nil {
 		return status.OK
 	}
-	fmt.Fprintf(env.Stderr, "Error: %s\n", oneLine(err.Error())) //nolint:errcheck // there is no one left to tell
+	fmt.Fprintf(env.Stderr, "Error: %s\n", terminal.Printable(oneLine(err.Error()))) //nolint:errcheck // there is no one left to tell
 	code := status.Of(err)
 	path := cmd.CommandPath()
 	if ue, ok := errors.AsType[*usageError](err); ok {

@@ -21,6 +21,7 @@ type verifyFlags struct {
 	allowTCB               []string
 	expect                 expectFlags
 	secondOpinion          bool
+	save                   string
 	timeout                time.Duration
 	json                   bool
 }
@@ -64,6 +65,7 @@ func (f *verifyFlags) register(cmd *cobra.Command) {
 	fs.StringArrayVar(&f.allowTCB, "allow-tcb-status", nil, "accept this TCB `status` besides UpToDate; may be repeated")
 	f.expect.register(cmd)
 	fs.BoolVar(&f.secondOpinion, "second-opinion", false, "also ask another implementation, google/go-tdx-guest")
+	fs.StringVar(&f.save, "save-collateral", "", "keep the collateral in this `directory`, to verify the same again later with --collateral and --at")
 	fs.DurationVar(&f.timeout, "timeout", 30*time.Second, "give up after this `duration`")
 	fs.BoolVar(&f.json, "json", false, "print the result as JSON")
 	complete(cmd, "dir", directory())
@@ -72,6 +74,7 @@ func (f *verifyFlags) register(cmd *cobra.Command) {
 	complete(cmd, "ca-cert", file("crt", "pem"))
 	complete(cmd, "at", valueOf())
 	complete(cmd, "allow-tcb-status", valueOf(tcbStatuses()...))
+	complete(cmd, "save-collateral", directory())
 	complete(cmd, "timeout", valueOf("10s", "30s", "2m"))
 }
 
@@ -121,7 +124,7 @@ func gaveUp(ctx context.Context, after time.Duration, err error) error {
 }
 
 func (f *verifyFlags) config(cmd *cobra.Command, env Environment) (chain.Config, error) {
-	cfg := chain.Config{Now: env.Now(), SecondOpinion: f.secondOpinion}
+	cfg := chain.Config{Now: env.Now(), SecondOpinion: f.secondOpinion, SaveCollateral: f.save}
 	given := 0
 	for _, s := range []string{f.dir, f.url, f.info} {
 		if s != "" {

@@ -182,7 +182,7 @@ func (d *demo) sayWhatItIs() {
 func (d *demo) showLog(p *process) {
 	fmt.Fprintf(d.cfg.Stderr, "Last lines of %s:\n", p.log) //nolint:errcheck // there is no one left to tell
 	for _, line := range p.tail() {
-		fmt.Fprintf(d.cfg.Stderr, "    %s\n", line) //nolint:errcheck // as above
+		fmt.Fprintf(d.cfg.Stderr, "    %s\n", terminal.Printable(line)) //nolint:errcheck // as above
 	}
 }
 

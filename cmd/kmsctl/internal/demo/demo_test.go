@@ -135,7 +135,9 @@ func TestServersDoNotSeeSettingsOfTheCaller(t *testing.T) {
 	t.Setenv("DSTACK_KMS_RPC_PORT", "1")
 	t.Setenv("ADMIN_API_TOKEN", "x")
 	_, stderr, _ := run(t, func(c *demo.Config) {
-		c.Find = func(name string) (string, error) { return program(t, name, "env | grep -E '^(TMPDIR|DSTACK_|ADMIN_)'; exit 3"), nil }
+		c.Find = func(name string) (string, error) {
+			return program(t, name, "env | grep -E '^(TMPDIR|DSTACK_|ADMIN_)'; exit 3"), nil
+		}
 	})
 	if !strings.Contains(stderr, "TMPDIR=") || strings.Contains(stderr, "DSTACK_") || strings.Contains(stderr, "ADMIN_API_TOKEN") {
 		t.Errorf("environment of a server = %s, want neither setting in it", stderr)

@@ -54,19 +54,19 @@ func isTerminal(w io.Writer) bool {
 
 // Line writes a formatted line.
 func (p *Printer) Line(format string, args ...any) {
-	p.write(printable(fmt.Sprintf(format, args...)) + "\n")
+	p.write(Printable(fmt.Sprintf(format, args...)) + "\n")
 }
 
 // Marked writes a mark, a name padded to width characters, and text.
 func (p *Printer) Marked(m Mark, name string, width int, text string) {
 	pad := strings.Repeat(" ", max(0, width-utf8.RuneCountInString(name)))
-	line := p.indent + "  " + p.paint(m) + " " + printable(name) + pad + "  " + printable(text)
+	line := p.indent + "  " + p.paint(m) + " " + Printable(name) + pad + "  " + Printable(text)
 	p.write(strings.TrimRight(line, " ") + "\n")
 }
 
 // Bold writes a line that is to be seen first.
 func (p *Printer) Bold(m Mark, format string, args ...any) {
-	text := printable(fmt.Sprintf(format, args...))
+	text := Printable(fmt.Sprintf(format, args...))
 	if p.color {
 		text = "\x1b[1m" + text + "\x1b[0m"
 	}
@@ -111,9 +111,9 @@ func (p *Printer) write(s string) {
 	}
 }
 
-// printable replaces what could move a terminal's cursor or write over a line:
+// Printable replaces what could move a terminal's cursor or write over a line:
 // much of what is printed comes from the one who is being checked.
-func printable(s string) string {
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r
