@@ -324,6 +324,13 @@ func TestLogFormats(t *testing.T) {
 func TestCommandLine(t *testing.T) {
 	t.Parallel()
 	k := newKMS(t, "", "")
+	t.Cleanup(func() {
+		for _, dir := range []string{k.Certs, k.TD} {
+			if left := tree(t, dir); len(left) != 0 {
+				t.Errorf("looking at a configuration wrote %v", left)
+			}
+		}
+	})
 	bad := filepath.Join(k.Dir, "bad.toml")
 	text := "[rpc]\nprot = 9100\naddress = 7\n\n[core.onboard]\nquote_enabledd = true\nport = \"x\"\n"
 	if err := os.WriteFile(bad, []byte(text), 0o600); err != nil {
@@ -380,6 +387,11 @@ func TestCommandLine(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			code, stdout, stderr := runCmd(t, command(t, tt.env, "dstack-kms", tt.args...))
+			other, stdout2, stderr2 := runCmd(t, command(t, tt.env, "dstack-onboard", tt.args...))
+			ours := strings.NewReplacer("dstack-onboard", "dstack-kms").Replace(stdout2 + stderr2)
+			if other != code || tt.name != "help" && ours != stdout+stderr {
+				t.Errorf("dstack-onboard: exit status %d, want %d and the same words\n%s", other, code, ours)
+			}
 			if code != tt.code {
 				t.Errorf("exit status %d, want %d\n%s%s", code, tt.code, stdout, stderr)
 			}

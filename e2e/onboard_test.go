@@ -18,7 +18,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -611,6 +614,19 @@ func TestBadInput(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a query that is not base64", func(t *testing.T) {
+		a := get(t, http.DefaultClient, url+"/onboard.v1.Onboard/GetAttestationInfo?connect=v1&encoding=json&base64=1&message=%25%25")
+		wantConnectError(t, a, "invalid_argument", "query: message is not URL-safe base64")
+	})
+	t.Run("gRPC", func(t *testing.T) {
+		conn := grpcConn(t, k, nil)
+		call := func(domain string, options ...grpc.CallOption) error {
+			return conn.Invoke(t.Context(), connectPath, &onboardv1.BootstrapRequest{Domain: domain}, &onboardv1.BootstrapResponse{}, options...)
+		}
+		wantStatus(t, call(strings.Repeat("a", 65<<10)), codes.ResourceExhausted, "larger than configured max 65536")
+		wantStatus(t, call(exampleDomain, grpc.UseCompressor(gzip.Name)), codes.Unimplemented, `unknown compression "gzip"`)
+		wantStatus(t, call("a", grpc.ForceCodecV2(garbage{})), codes.InvalidArgument, "request body: ")
+	})
 	t.Run("a header of 64 KiB", func(t *testing.T) {
 		a := request(t, http.DefaultClient, http.MethodGet, url+"/health", "", map[string]string{"X-Big": strings.Repeat("x", 64<<10)})
 		if a.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
@@ -626,6 +642,17 @@ func TestBadInput(t *testing.T) {
 	// And after all of that it works.
 	checkBootstrapReply(t, k, post(t, url+bootstrapPath, exampleRequest).body)
 }
+
+// garbage is a gRPC codec that codes everything as bytes that are no protobuf.
+type garbage struct{}
+
+func (garbage) Name() string { return "proto" }
+
+func (garbage) Marshal(any) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer("\x0a\x7fshort")}, nil
+}
+
+func (garbage) Unmarshal(mem.BufferSlice, any) error { return nil }
 
 type endless struct{}
 

@@ -118,7 +118,7 @@ func (m *mux) mountService(c MuxConfig) error {
 			return c.Chain.Kept(ctx, c.Service.Encodings, procedure, codec)
 		},
 	})
-	m.connect = c.Chain.WithKept(m.connect, c.Service.Encodings)
+	m.connect = rpc.CheckQuery(c.Chain.WithKept(m.connect, c.Service.Encodings))
 	return err
 }
 
