@@ -115,6 +115,9 @@ func (r endorser) crl(e *endorsements, der []byte, issuer *x509.Certificate) (ma
 	if err != nil {
 		return nil, err
 	}
+	if n := len(der) - len(list.Raw); n != 0 { // crypto/x509 lets them pass
+		return nil, fmt.Errorf("%d bytes of trailing data", n)
+	}
 	if !bytes.Equal(list.RawIssuer, issuer.RawSubject) {
 		return nil, fmt.Errorf("issued by %q, want %q", list.Issuer, issuer.Subject)
 	}

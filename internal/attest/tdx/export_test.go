@@ -92,3 +92,21 @@ func (s *CachedSource) Forget() {
 	clear(s.entries)
 	s.bytes = 0
 }
+
+// RelabelCRLs makes the PCK lists that v holds be those of another key, as of a
+// second authority of the same name.
+func (v *Verifier) RelabelCRLs() {
+	for _, held := range v.platforms.m {
+		held.verified.crlIssuerKey = []byte("another key")
+	}
+}
+
+// BoundedMapAfter stores the keys in turn and counts what is left.
+func BoundedMapAfter(limit int, keys ...int) (n int, hasLast bool) {
+	b := newBoundedMap[int, bool](limit)
+	for _, k := range keys {
+		b.store(k, true)
+	}
+	_, hasLast = b.load(keys[len(keys)-1])
+	return len(b.m), hasLast
+}
