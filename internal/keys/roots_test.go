@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -187,6 +188,17 @@ func TestParseKeyAcceptsWhiteSpaceAround(t *testing.T) {
 	text := append([]byte("\n "), bytes.ReplaceAll(pemOf("PRIVATE KEY", unhex(t, vectorPKCS8)), []byte("\n"), []byte("\r\n"))...)
 	if _, err := keys.ParseKey(append(text, "\n\n"...)); err != nil {
 		t.Errorf("ParseKey with CRLF and blank lines = %v, want nil", err)
+	}
+}
+
+func TestParseKeyAcceptsWhatOpenSSLWrites(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "sh", "-c",
+		"openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keys.ParseKey(out); err != nil {
+		t.Errorf("ParseKey = %v, want nil", err)
 	}
 }
 

@@ -199,6 +199,22 @@ func TestEmptyStore(t *testing.T) {
 	}
 }
 
+func TestCommitRefusesADomainThatWouldNotLast(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, []byte("old.example.com\n"), 0o644, dir, "rpc-domain")
+	s := open(t, dir, nil)
+	if err := s.Commit(t.Context(), newBundle(t)); err == nil || err.Error() != dir+"/rpc-domain names another domain than kms.example.com: remove it first" {
+		t.Errorf("Commit = %v, want rpc-domain refused", err)
+	}
+	if diff := cmp.Diff([]string{"rpc-domain"}, list(t, dir)); diff != "" {
+		t.Errorf("files (-want +got):\n%s", diff)
+	}
+	remove(t, dir, "rpc-domain")
+	if err := s.Commit(t.Context(), newBundle(t)); err != nil {
+		t.Errorf("Commit without rpc-domain = %v, want nil", err)
+	}
+}
+
 func TestStoreIsNotPrinted(t *testing.T) {
 	dir, b := filled(t)
 	s := open(t, dir, nil)

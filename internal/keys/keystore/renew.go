@@ -1,7 +1,6 @@
 package keystore
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -73,12 +72,8 @@ func (s *Store) replaceRPC(ctx context.Context, c *contents) error {
 	}
 	// Another process may have emptied and filled the directory meanwhile.
 	for _, name := range []string{rootCAKey, rpcKey} {
-		onDisk, err := s.fs.ReadFile(s.path(name), limitOf(name))
-		if err != nil {
-			return pathError("reading", s.path(name), err)
-		}
-		if !keys.NewSecret(bytes.TrimSpace(onDisk)).Equal(keys.NewSecret(bytes.TrimSpace(files[name]))) {
-			return fmt.Errorf("key directory %s: %w", s.dir, errForeignRoots)
+		if err := s.checkSameKey(name, files[name]); err != nil {
+			return err
 		}
 	}
 	if err := s.fs.Mkdir(filepath.Join(s.dir, stageDir), stageMode); err != nil {
@@ -89,6 +84,26 @@ func (s *Store) replaceRPC(ctx context.Context, c *contents) error {
 	s.tidy()
 	if err != nil {
 		return s.writeError(rpcCert, err)
+	}
+	return nil
+}
+
+// checkSameKey compares a P-256 key on disk with the one in memory, in PEM.
+func (s *Store) checkSameKey(name string, want []byte) error {
+	text, err := s.fs.ReadFile(s.path(name), limitOf(name))
+	if err != nil {
+		return pathError("reading", s.path(name), err)
+	}
+	key, err := keys.ParseKey(text)
+	if err != nil {
+		return pathError("reading", s.path(name), err)
+	}
+	onDisk, err := keys.KeyPEM(key)
+	if err != nil {
+		return err
+	}
+	if !onDisk.Equal(keys.NewSecret(want)) {
+		return fmt.Errorf("key directory %s: %w", s.dir, errForeignRoots)
 	}
 	return nil
 }

@@ -90,6 +90,21 @@ func TestRenewRPCInMemoryOnly(t *testing.T) {
 	}
 }
 
+func TestRenewRPCBesideAKeyWithOtherLineEnds(t *testing.T) {
+	dir, b := filled(t)
+	for _, name := range []string{"root-ca.key", "rpc.key"} {
+		writeFile(t, bytes.ReplaceAll(readFile(t, dir, name), []byte("\n"), []byte("\r\n")), 0o600, dir, name)
+	}
+	before := snapshot(t, dir)
+	if _, err := open(t, dir, nil).RenewRPC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"rpc.crt"}, changed(t, dir, before)); diff != "" {
+		t.Errorf("changed (-want +got):\n%s", diff)
+	}
+	checkWhole(t, dir, b)
+}
+
 func TestRenewRPCRefuses(t *testing.T) {
 	dir, _ := filled(t)
 	s := open(t, dir, nil)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -136,7 +137,7 @@ func (s *Store) Commit(ctx context.Context, b *Bundle) error {
 	if err != nil {
 		err = s.writeError(rootCAKey, err)
 	} else {
-		err = s.commit(ctx, files)
+		err = s.commit(ctx, files, b.domain)
 	}
 	switch {
 	case err == nil:
@@ -148,7 +149,7 @@ func (s *Store) Commit(ctx context.Context, b *Bundle) error {
 }
 
 // commit writes the files under the directory's lock, unless it has some.
-func (s *Store) commit(ctx context.Context, files fileSet) error {
+func (s *Store) commit(ctx context.Context, files fileSet, domain string) error {
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return err
@@ -160,7 +161,23 @@ func (s *Store) commit(ctx context.Context, files fileSet) error {
 	if s.Complete() {
 		return ErrAlreadyBootstrapped
 	}
+	if err := s.checkDomainFile(domain); err != nil {
+		return err
+	}
 	return s.write(files)
+}
+
+// checkDomainFile refuses a domain that the next opening would not find: what
+// another KMS left in rpc-domain goes before the name in rpc.crt.
+func (s *Store) checkDomainFile(domain string) error {
+	text, err := s.fs.ReadFile(s.path(domainFile), maxDomainFile)
+	switch left := strings.TrimSpace(string(text)); {
+	case errors.Is(err, fs.ErrNotExist), err == nil && (left == "" || left == domain):
+		return nil
+	case err != nil:
+		return pathError("reading", s.path(domainFile), err)
+	}
+	return fmt.Errorf("%s names another domain than %s: remove it first", s.path(domainFile), domain)
 }
 
 // write stages and publishes a bundle, and undoes it on an error.
