@@ -213,3 +213,28 @@ func TestDemoWithoutItsProgramsSaysWhereItLooked(t *testing.T) {
 	}
 	leavesNothing(t, tmp)
 }
+
+// TestDemoThatIsInterruptedLeavesNothing interrupts it in each of its steps.
+func TestDemoThatIsInterruptedLeavesNothing(t *testing.T) {
+	t.Parallel()
+	for delay := 5 * time.Millisecond; delay <= 150*time.Millisecond; delay += 15 * time.Millisecond {
+		cmd, tmp := demoCommand(t)
+		p := startCmd(t, cmd)
+		for p.stdout.String() == "" { // before that, signals are not yet handled
+			time.Sleep(100 * time.Microsecond)
+		}
+		time.Sleep(delay)
+		if err := p.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		code := p.wait(t, 20*time.Second)
+		up := strings.Contains(p.stdout.String(), "until you press Ctrl-C")
+		if up && code != 0 || !up && (code != 1 || !strings.Contains(p.stderr.String(), ": interrupted\n")) {
+			t.Errorf("after %v, kmsctl demo ends with %d, %q\n%s", delay, code, p.stderr, p.stdout)
+		}
+		if left := tree(t, tmp); len(left) != 1 {
+			t.Errorf("after %v, kmsctl demo leaves %v", delay, left)
+		}
+		leavesNothing(t, tmp)
+	}
+}

@@ -48,7 +48,7 @@ type Config struct {
 // Check checks every link of s. Its error is about cfg alone, and about
 // collateral that cannot be kept; what is wrong with s is in the Report.
 func Check(ctx context.Context, s *subject.Subject, cfg Config) (*Report, error) {
-	source := &once{cfg.Collateral, map[tdx.FMSPC]*tdx.Collateral{}}
+	source := &once{source: cfg.Collateral, got: map[platform]*tdx.Collateral{}}
 	cfg.Collateral = source
 	verifier, err := tdx.NewVerifier(tdx.Config{
 		TrustAnchor: cfg.TrustAnchor, Collateral: cfg.Collateral,

@@ -15,18 +15,30 @@ import (
 // that two verifiers see the same collateral.
 type once struct {
 	source tdx.CollateralSource
-	got    map[tdx.FMSPC]*tdx.Collateral
+	got    map[platform]*tdx.Collateral
+	// first is what was got first: what our own verifier asked for.
+	first *tdx.Collateral
+}
+
+type platform struct {
+	fmspc tdx.FMSPC
+	ca    tdx.CA
 }
 
 func (o *once) Collateral(ctx context.Context, fmspc tdx.FMSPC, ca tdx.CA) (*tdx.Collateral, error) {
-	if c, ok := o.got[fmspc]; ok {
+	p := platform{fmspc, ca}
+	if c, ok := o.got[p]; ok {
 		return c, nil
 	}
 	c, err := o.source.Collateral(ctx, fmspc, ca)
-	if err == nil {
-		o.got[fmspc] = c
+	if err != nil {
+		return nil, err
 	}
-	return c, err
+	o.got[p] = c
+	if o.first == nil {
+		o.first = c
+	}
+	return c, nil
 }
 
 // judgeCollateral makes collateral that is too young for the time asked about
@@ -59,10 +71,8 @@ func (c *checker) save() error {
 	if err := os.MkdirAll(c.cfg.SaveCollateral, 0o755); err != nil {
 		return fmt.Errorf("saving collateral: %w", err)
 	}
-	for _, got := range c.source.got {
-		if err := got.WriteDir(c.cfg.SaveCollateral); err != nil {
-			return err
-		}
+	if err := c.source.first.WriteDir(c.cfg.SaveCollateral); err != nil {
+		return err
 	}
 	c.r.Notes = append(c.r.Notes, fmt.Sprintf("the collateral is kept in %s; verify later with --collateral %[1]s --at %s",
 		c.cfg.SaveCollateral, c.r.VerifiedAt.Format(time.RFC3339)))

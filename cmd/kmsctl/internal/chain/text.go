@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"teekms/cmd/kmsctl/internal/status"
 	"teekms/cmd/kmsctl/internal/terminal"
 )
 
@@ -39,11 +40,11 @@ func (r *Report) WriteText(p *terminal.Printer) {
 	for _, n := range r.Notes {
 		p.Line("Note: %s.", n)
 	}
+	mark := terminal.Bad
 	if r.OK {
-		p.Bold(terminal.Good, "Verified: %s", r.conclusion())
-	} else {
-		p.Bold(terminal.Bad, "Not verified")
+		mark = terminal.Good
 	}
+	p.Bold(mark, "%s", r.conclusion())
 }
 
 func (r *Report) rootText() string {
@@ -55,10 +56,18 @@ func (r *Report) rootText() string {
 }
 
 func (r *Report) conclusion() string {
-	if r.TrustRootIsIntel {
-		return "these keys were made in a TDX trust domain."
+	switch {
+	case r.ExitCode == status.NoCollateral:
+		return "Neither verified nor refuted: there is no valid collateral."
+	case r.ExitCode == status.Unexpected:
+		return "Verified, but not what was expected."
+	case !r.OK:
+		return "Not verified."
+	case r.TrustRootIsIntel:
+		return "Verified: these keys were made in a TDX trust domain."
+	default:
+		return "Verified: these keys were made where the trust root above says; it is not Intel's, so no hardware vouches for it."
 	}
-	return "these keys were made where the trust root above says; it is not Intel's, so no hardware vouches for it."
 }
 
 func (r *Report) writeClaims(p *terminal.Printer) {

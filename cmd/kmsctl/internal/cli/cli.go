@@ -62,8 +62,6 @@ func usagef(cmd *cobra.Command, format string, args ...any) error {
 func Run(ctx context.Context, env Environment) int {
 	root := newRoot(env) //nolint:contextcheck // commands get ctx from cobra
 	root.SetArgs(env.Args)
-	root.SetOut(env.Stdout)
-	root.SetErr(env.Stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return status.OK
@@ -113,6 +111,10 @@ Exit codes: 0 all is well, 1 an error, 2 a command line that means nothing,
 		return &usageError{cmd.CommandPath(), err}
 	})
 	root.AddCommand(newVerify(env), newSimulator(env), newDemo(env))
+	// The built-in commands remember the streams of the moment.
+	root.SetOut(env.Stdout)
+	root.SetErr(env.Stderr)
+	setBuiltins(root)
 	return root
 }
 

@@ -96,6 +96,9 @@ func TestUsageErrorsEndWithStatus2AndAHint(t *testing.T) {
 		{"simulator", "--dir is required", "kmsctl simulator"},
 		{"simulator --dir a --listen 8081", "--listen: ", "kmsctl simulator"},
 		{"simulator --dir a --mrtd 00", "--mrtd: want 96 hex digits", "kmsctl simulator"},
+		{"completion tcsh", `unknown command "tcsh"`, "kmsctl completion"},
+		{"completion bash zsh", `unexpected argument "zsh"`, "kmsctl completion bash"},
+		{"help frobnicate", `no help about ["frobnicate"]`, "kmsctl help"},
 		{"demo --exit now", `unexpected argument "now"`, "kmsctl demo"},
 	}
 	for _, tt := range tests {
@@ -285,6 +288,9 @@ func TestHelpAndVersion(t *testing.T) {
 		{[]string{"--help"}, "Exit codes: 0 all is well"},
 		{[]string{"verify", "--help"}, "kmsctl verify --url https://kms.example.com:9100"},
 		{[]string{"simulator", "--help"}, "kmsctl simulator --dir td"},
+		{[]string{"help", "verify"}, "kmsctl verify --url https://kms.example.com:9100"},
+		{[]string{"help"}, "Available Commands:"},
+		{[]string{"completion"}, "fish"},
 		{[]string{"demo", "--help"}, "kmsctl demo --exit"},
 		{[]string{"--version"}, "kmsctl v1.2.3 (go"},
 	}
@@ -308,6 +314,7 @@ func TestCompletion(t *testing.T) {
 		want string
 	}{
 		{[]string{"ver"}, "verify\t"},
+		{[]string{"help", ""}, "demo\t"},
 		{[]string{"verify", "--allow-tcb-status", "Out"}, "OutOfDate\nOutOfDateConfigurationNeeded\n:4"},
 		{[]string{"verify", "--expect-rtmr", ""}, "0=\n1=\n2=\n3=\n:4"},
 		{[]string{"verify", "--dir", ""}, ":16"},
