@@ -63,7 +63,7 @@ func Check(ctx context.Context, s *subject.Subject, cfg Config) (*Report, error)
 		VerifiedAt:      cfg.At.UTC(),
 		TrustRootSHA256: hex.EncodeToString(root[:]), TrustRootIsIntel: root == sha256.Sum256(tdx.IntelRootCA().Raw),
 		Collateral: cfg.CollateralFrom,
-		Notes:      notes(s, root),
+		Notes:      append(notes(s, root), anyTrustDomain(cfg.Expect)...),
 	}
 	c := &checker{ctx: ctx, cfg: cfg, s: s, r: r, verifier: verifier, source: source}
 	c.record()
@@ -242,6 +242,19 @@ func joined(errs []error) error {
 		text += err.Error()
 	}
 	return errors.New(text)
+}
+
+// anyTrustDomain warns where nothing was said about the software that may have
+// made the keys: whoever has a TDX machine can make keys in a trust domain that
+// gives them away.
+func anyTrustDomain(set expect.Set) []string {
+	for _, e := range set {
+		switch e.Name {
+		case "mrtd", "mr_system", "mr_aggregated":
+			return nil
+		}
+	}
+	return []string{"no MRTD was expected, so any trust domain would do; --expect-mrtd, --expect-rtmr and --expect-file say which software must have made the keys"}
 }
 
 // notes are what a reader should know whatever comes out.
