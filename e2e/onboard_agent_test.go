@@ -184,9 +184,8 @@ func TestAnAgentThatFails(t *testing.T) {
 	refused := post(t, url+bootstrapPath, exampleRequest)
 	id := refused.Header.Get("X-Request-Id")
 	wantRefusal(t, refused, "internal error (id "+id+")")
-	if log := p.stderr.String(); id == "" || !strings.Contains(log, "the host said no") || !strings.Contains(log, id) {
-		t.Errorf("the log does not tell the cause of call %q:\n%s", id, log)
-	}
+	p.logs(t, `ERROR call failed {"request_id": "`+id+`"`)
+	p.logs(t, "the host said no")
 	a.mu.Lock()
 	a.Handler = good
 	a.mu.Unlock()

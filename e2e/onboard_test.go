@@ -184,23 +184,6 @@ func TestConcurrentBootstraps(t *testing.T) {
 	checkKeyDir(t, k.Certs)
 }
 
-// TestTheCallerLeaves sends a request and closes its end at once.
-func TestTheCallerLeaves(t *testing.T) {
-	t.Parallel()
-	k := newKMS(t, "", "")
-	p := k.onboarding(t, "dstack-kms")
-	const body = `{"domain":"kms.example.com","request_id":"lost"}`
-	conn := dial(t, k)
-	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: kms\r\nContent-Length: %d\r\n\r\n%s", bootstrapPath, len(body), body)
-	if err := conn.Close(); err != nil {
-		t.Fatal(err)
-	}
-	p.logs(t, "INFO Bootstrap completed")
-	p.logs(t, "the caller of Bootstrap left; the bootstrap goes on")
-	checkBootstrapReply(t, k, post(t, k.URL("http")+bootstrapPath, body).body)
-	wantRefusal(t, post(t, k.URL("http")+bootstrapPath, exampleRequest), alreadyText)
-}
-
 // dial opens a plain connection to the service of k.
 func dial(t testing.TB, k *kmsDir) net.Conn {
 	t.Helper()
@@ -364,6 +347,7 @@ func TestSetupTokenMadeAtStart(t *testing.T) {
 	t.Parallel()
 	k := newKMS(t, `setup_token = "auto"`, "[log]\nformat = \"json\"\nlevel = \"debug\"\n")
 	p := k.onboarding(t, "dstack-onboard")
+	p.logs(t, "Onboarding service has launched")
 	var token string
 	for line := range strings.Lines(p.stderr.String()) {
 		if rest, ok := strings.CutPrefix(line, "Setup token: "); ok && token == "" {

@@ -117,6 +117,7 @@ func TestTutorial(t *testing.T) {
 	t.Parallel()
 	k := newKMS(t, "enabled = true\nauto_bootstrap_domain = \"\"\nquote_enabled = true", "")
 	p := k.onboarding(t, "dstack-kms")
+	p.logs(t, startLines(k.Port)[3])
 	checkStartLines(t, p.stderr.String(), k.Port)
 
 	page := shell(t, fmt.Sprintf("curl -sS http://localhost:%d/", k.Port))
