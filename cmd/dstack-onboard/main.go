@@ -12,7 +12,7 @@ import (
 )
 
 // version is stamped by the build.
-var version string //nolint:gochecknoglobals // -ldflags -X sets it
+var version string
 
 func main() {
 	os.Exit(node.Main(node.Program{

@@ -116,7 +116,7 @@ func (p Program) start(ctx context.Context, cfg *config.Config) error {
 	if err := noCoreDumps(); err != nil {
 		return err
 	}
-	n, err := open(ctx, cfg, buildinfo.Version(p.Version))
+	n, err := open(cfg, buildinfo.Version(p.Version)) //nolint:contextcheck // opening waits for locks, each with a deadline of its own
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ type Node struct {
 
 // open makes the logger, says what is unusual about the configuration, and
 // opens attester, trust root and key directory.
-func open(_ context.Context, cfg *config.Config, version string) (*Node, error) {
+func open(cfg *config.Config, version string) (*Node, error) {
 	log, err := observe.NewLogger(observe.Config{Level: cfg.Log.Level, Format: cfg.Log.Format, Out: os.Stderr})
 	if err != nil {
 		return nil, err
