@@ -81,7 +81,7 @@ func TestKMSOverTLS(t *testing.T) {
 	})
 	t.Run("plain HTTP is told so", func(t *testing.T) {
 		a := get(t, http.DefaultClient, k.URL("http")+"/health")
-		if a.StatusCode != 400 || !strings.Contains(a.body, "HTTP request to an HTTPS server") {
+		if a.StatusCode != http.StatusBadRequest || !strings.Contains(a.body, "HTTP request to an HTTPS server") {
 			t.Errorf("plain HTTP = %d %q", a.StatusCode, a.body)
 		}
 	})
@@ -97,6 +97,22 @@ func TestKMSOverTLS(t *testing.T) {
 		wantRefusal(t, request(t, client, http.MethodPost, k.URL("https")+"/prpc/GetAppKey?json", large, nil), "request body: larger than 1048576 bytes")
 		wantConnectError(t, connectPost(t, client, k.URL("https")+"/kms.v1.KMS/GetAppKey", large), "resource_exhausted", "larger than configured max 1048576")
 	})
+}
+
+// TestConfiguredLimits has a KMS with limits of its own.
+func TestConfiguredLimits(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "[core.limits]\nbody_bytes = 2048\nheader_bytes = 2048\n")
+	k.fill(t, exampleDomain)
+	_, client := k.serve(t, exampleDomain)
+	body := `{"vm_config":"` + strings.Repeat("a", 2048) + `"}`
+	wantRefusal(t, request(t, client, http.MethodPost, k.URL("https")+"/prpc/GetAppKey?json", body, nil), "request body: larger than 2048 bytes")
+	wantConnectError(t, connectPost(t, client, k.URL("https")+"/kms.v1.KMS/GetAppKey", body), "resource_exhausted", "larger than configured max 2048")
+	http1 := &http.Client{Transport: &http.Transport{TLSClientConfig: k.tlsClient(t, exampleDomain)}}
+	a := request(t, http1, http.MethodGet, k.URL("https")+"/health", "", map[string]string{"X-Big": strings.Repeat("x", 8<<10)})
+	if a.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("a header of 8 KiB = %d, want 431", a.StatusCode)
+	}
 }
 
 // TestClientCertificates asks for one where the configuration says so.
@@ -146,7 +162,7 @@ func TestHealthAndMetrics(t *testing.T) {
 	p, client := k.serve(t, exampleDomain)
 	url := k.URL("https")
 	for _, path := range []string{"/health", "/ready"} {
-		if a := get(t, client, url+path); a.StatusCode != 200 || a.body != "OK" || !strings.HasPrefix(a.Header.Get("Content-Type"), "text/plain") {
+		if a := get(t, client, url+path); a.StatusCode != http.StatusOK || a.body != "OK" || !strings.HasPrefix(a.Header.Get("Content-Type"), "text/plain") {
 			t.Errorf("%s = %d %q %s, want 200 OK as text", path, a.StatusCode, a.body, a.Header.Get("Content-Type"))
 		}
 	}
@@ -359,6 +375,16 @@ func TestCommandLine(t *testing.T) {
 			bad + ":6:1: unknown key core.onboard.quote_enabledd; did you mean core.onboard.quote_enabled?",
 			bad + ":7:1: core.onboard.port: expected an integer, found a string",
 		}},
+		{
+			"a limit that is none",
+			[]string{"DSTACK_KMS_CORE_LIMITS_BODY_BYTES=0", "DSTACK_KMS_CORE_LIMITS_READ_TIMEOUT=-1s"},
+			[]string{"--check", "--config", k.Config},
+			1, nil,
+			[]string{
+				"DSTACK_KMS_CORE_LIMITS_BODY_BYTES: core.limits.body_bytes: must be from 1024 to 67108864",
+				"DSTACK_KMS_CORE_LIMITS_READ_TIMEOUT: core.limits.read_timeout: must be more than 0s and at most 24h",
+			},
+		},
 		{"a start with a bad file is refused alike", nil, []string{"--config", bad}, 1, nil, []string{"unknown key rpc.prot"}},
 		{"the default path", nil, nil, 1, nil, []string{"Error: opening configuration /etc/kms/kms.toml: no such file; name one with --config"}},
 		{"JSON", nil, []string{"--config", "kms.json"}, 1, nil, []string{"JSON is not read"}},
@@ -367,26 +393,69 @@ func TestCommandLine(t *testing.T) {
 		{"an unknown flag", nil, []string{"--nope"}, 2, nil, []string{"Error: unknown flag: --nope\nTry 'dstack-kms --help'.\n"}},
 		{"an argument", nil, []string{"serve"}, 2, nil, []string{"Error: unexpected argument \"serve\"\nTry 'dstack-kms --help'.\n"}},
 		{"a flag without its value", nil, []string{"--config"}, 2, nil, []string{"Error: flag needs an argument: --config"}},
-		{"an override by the environment", []string{"DSTACK_KMS_CORE_SITE_NAME=here", "DSTACK_KMS_RPC_INSECURE_PLAINTEXT=true"},
-			[]string{"--check", "--config", k.Config}, 0, []string{"rpc.insecure_plaintext weakens security"}, nil},
-		{"a bad value in the environment", []string{"DSTACK_KMS_RPC_PORT=99999"}, []string{"--check", "--config", k.Config}, 1, nil,
-			[]string{"DSTACK_KMS_RPC_PORT: rpc.port: "}},
-		{"an unknown variable", []string{"DSTACK_KMS_RPC_PROT=1"}, []string{"--check", "--config", k.Config}, 1, nil,
-			[]string{"unknown environment variable DSTACK_KMS_RPC_PROT; did you mean DSTACK_KMS_RPC_PORT?"}},
+		{
+			"an override by the environment",
+			[]string{"DSTACK_KMS_CORE_SITE_NAME=here", "DSTACK_KMS_RPC_INSECURE_PLAINTEXT=true"},
+			[]string{"--check", "--config", k.Config},
+			0,
+			[]string{"rpc.insecure_plaintext weakens security"},
+			nil,
+		},
+		{
+			"a bad value in the environment",
+			[]string{"DSTACK_KMS_RPC_PORT=99999"},
+			[]string{"--check", "--config", k.Config},
+			1, nil,
+			[]string{"DSTACK_KMS_RPC_PORT: rpc.port: "},
+		},
+		{
+			"an unknown variable",
+			[]string{"DSTACK_KMS_RPC_PROT=1"},
+			[]string{"--check", "--config", k.Config},
+			1, nil,
+			[]string{"unknown environment variable DSTACK_KMS_RPC_PROT; did you mean DSTACK_KMS_RPC_PORT?"},
+		},
 		{"what Kubernetes sets is ignored", []string{
 			"DSTACK_KMS_SERVICE_HOST=10.0.0.1", "DSTACK_KMS_SERVICE_PORT=9100", "DSTACK_KMS_SERVICE_PORT_HTTPS=9100",
 			"DSTACK_KMS_PORT=tcp://10.0.0.1:9100", "DSTACK_KMS_PORT_9100_TCP=tcp://10.0.0.1:9100", "DSTACK_KMS_PORT_9100_TCP_ADDR=10.0.0.1",
 		}, []string{"--check", "--config", k.Config}, 0, []string{": valid\n"}, nil},
-		{"an admin token by its old name", []string{"ADMIN_API_TOKEN=t0ken", "DSTACK_KMS_CORE_ADMIN_ENABLED=true"},
-			[]string{"--check", "--config", k.Config}, 0, []string{": valid\n"}, nil},
-		{"an admin without a token", []string{"DSTACK_KMS_CORE_ADMIN_ENABLED=true"}, []string{"--check", "--config", k.Config}, 1, nil,
-			[]string{"core.admin.enabled: needs core.admin.auth_token, auth_token_file or htpasswd_file"}},
-		{"a secret from a file", []string{"DSTACK_KMS_CORE_ADMIN_ENABLED=true", "DSTACK_KMS_CORE_ADMIN_AUTH_TOKEN_FILE=" + token},
-			[]string{"--check", "--config", k.Config}, 0, []string{": valid\n"}, nil},
-		{"a secret file that is missing", []string{"DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN_FILE=/nope"},
-			[]string{"--check", "--config", k.Config}, 1, nil, []string{"core.onboard.setup_token_file", "/nope: no such file"}},
-		{"a secret twice", []string{"DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN=s3cret", "DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN_FILE=" + token},
-			[]string{"--check", "--config", k.Config}, 1, nil, []string{"core.onboard.setup_token is set too; give one of the two"}},
+		{
+			"an admin token by its old name",
+			[]string{"ADMIN_API_TOKEN=t0ken", "DSTACK_KMS_CORE_ADMIN_ENABLED=true"},
+			[]string{"--check", "--config", k.Config},
+			0,
+			[]string{": valid\n"},
+			nil,
+		},
+		{
+			"an admin without a token",
+			[]string{"DSTACK_KMS_CORE_ADMIN_ENABLED=true"},
+			[]string{"--check", "--config", k.Config},
+			1, nil,
+			[]string{"core.admin.enabled: needs core.admin.auth_token, auth_token_file or htpasswd_file"},
+		},
+		{
+			"a secret from a file",
+			[]string{"DSTACK_KMS_CORE_ADMIN_ENABLED=true", "DSTACK_KMS_CORE_ADMIN_AUTH_TOKEN_FILE=" + token},
+			[]string{"--check", "--config", k.Config},
+			0,
+			[]string{": valid\n"},
+			nil,
+		},
+		{
+			"a secret file that is missing",
+			[]string{"DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN_FILE=/nope"},
+			[]string{"--check", "--config", k.Config},
+			1, nil,
+			[]string{"core.onboard.setup_token_file", "/nope: no such file"},
+		},
+		{
+			"a secret twice",
+			[]string{"DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN=s3cret", "DSTACK_KMS_CORE_ONBOARD_SETUP_TOKEN_FILE=" + token},
+			[]string{"--check", "--config", k.Config},
+			1, nil,
+			[]string{"core.onboard.setup_token is set too; give one of the two"},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -435,7 +504,7 @@ func TestTheEnvironmentWins(t *testing.T) {
 	p := startCmd(t, command(t, env, "dstack-onboard", "--config", k.Config))
 	p.ready(t, http.DefaultClient, k.URL("http")+"/health")
 	header := map[string]string{"Authorization": "Bearer from-a-file"}
-	if a := request(t, http.DefaultClient, http.MethodPost, k.URL("http")+bootstrapPath, exampleRequest, header); a.StatusCode != 200 {
+	if a := request(t, http.DefaultClient, http.MethodPost, k.URL("http")+bootstrapPath, exampleRequest, header); a.StatusCode != http.StatusOK {
 		t.Errorf("Bootstrap with the token of the file = %d %s", a.StatusCode, a.body)
 	}
 	if bytes.Contains([]byte(p.stderr.String()), []byte("from-a-file")) {

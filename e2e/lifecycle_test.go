@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -13,12 +14,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"teekms/internal/durable"
+	"teekms/internal/keys"
+	"teekms/internal/keys/keystore"
 )
 
 // unprivileged is the user id that tests of permissions run as.
@@ -277,7 +283,7 @@ func TestTroubleshooting(t *testing.T) {
 		if err := os.Chmod(k.Certs, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if a := post(t, k.URL("http")+"/prpc/Onboard.Bootstrap?json", `{"domain":"kms.example.com"}`); a.StatusCode != 200 {
+		if a := post(t, k.URL("http")+"/prpc/Onboard.Bootstrap?json", `{"domain":"kms.example.com"}`); a.StatusCode != http.StatusOK {
 			t.Errorf("Bootstrap with permission = %d %s", a.StatusCode, a.body)
 		}
 	})
@@ -313,6 +319,7 @@ func TestTroubleshooting(t *testing.T) {
 		}, "dstack-kms", "--config", k.Config))
 		p.ready(t, http.DefaultClient, k.URL("http")+"/health")
 		wantRefusal(t, post(t, k.URL("http")+"/prpc/Onboard.Bootstrap?json", `{"domain":"kms.example.com"}`), "tappd socket not found")
+		wantRefusal(t, get(t, http.DefaultClient, k.URL("http")+"/prpc/GetAttestationInfo"), "tappd socket not found")
 		if left := tree(t, k.Certs); len(left) != 0 {
 			t.Errorf("left behind: %v", left)
 		}
@@ -519,6 +526,15 @@ func TestDamagedDirectory(t *testing.T) {
 		wantErrorLine(t, code, 1, stderr, k.Certs+"/bootstrap-info.json is about other keys than root-ca.key and root-k256.key: "+
 			"one of the three is not from this directory; restore it from a backup")
 	})
+	t.Run("the configured domain wins", func(t *testing.T) {
+		t.Parallel()
+		k := damaged(t, `auto_bootstrap_domain = "new.example.com"`)
+		p, client := k.serve(t, "new.example.com")
+		if info := metaOf(t, client, k).BootstrapInfo; info == nil {
+			t.Error("GetMeta tells no bootstrap_info")
+		}
+		p.logs(t, `{"domain": "new.example.com"`)
+	})
 	t.Run("a peer's directory is taken over", func(t *testing.T) {
 		t.Parallel()
 		testAdoption(t, damaged(t, "", "bootstrap-info.json", "rpc.crt", "tmp-ca.crt"), all)
@@ -708,7 +724,7 @@ func TestKeyDirectoryPaths(t *testing.T) {
 		if err := os.Remove(k.Certs); err != nil {
 			t.Fatal(err)
 		}
-		if a := post(t, k.URL("http")+bootstrapPath, exampleRequest); a.StatusCode != 200 {
+		if a := post(t, k.URL("http")+bootstrapPath, exampleRequest); a.StatusCode != http.StatusOK {
 			t.Errorf("Bootstrap after that = %d %s", a.StatusCode, a.body)
 		}
 	})
@@ -806,7 +822,10 @@ func TestPeerConfiguration(t *testing.T) {
 		t.Fatalf("exit status %d\n%s%s", code, stdout, stderr)
 	}
 	k.fill(t, exampleDomain)
-	p, _ := k.serve(t, exampleDomain)
+	p, client := k.serve(t, exampleDomain)
+	if got := metaOf(t, client, k).InsecureSettings; !slices.Equal(got, []string{"core.onboard.quote_enabled"}) {
+		t.Errorf("insecure_settings = %v, want core.onboard.quote_enabled alone", got)
+	}
 	for _, key := range []string{
 		"default.workers", "rpc.workers", "rpc.limits", "rpc.tls.key", "rpc.tls.certs", "rpc.tls.mutual.ca_certs",
 		"core.subject_postfix", "core.admin_token_hash", "core.sev_snp_key_release", "core.aws_nitro_tpm_key_release",
@@ -819,4 +838,103 @@ func TestPeerConfiguration(t *testing.T) {
 			t.Errorf("the start says %d times that %s has no effect, want once\n%s", n, key, p.stderr)
 		}
 	}
+}
+
+// failing is a file system on which, from the moment that a file gets its final
+// name, nothing can be moved or removed any more.
+type failing struct {
+	durable.OS
+	at     string
+	failed bool
+}
+
+var errPulled = errors.New("the plug is pulled")
+
+func (f *failing) broken(name string) bool {
+	f.failed = f.failed || filepath.Base(name) == f.at
+	return f.failed
+}
+
+func (f *failing) Rename(from, to string) error {
+	if f.broken(to) {
+		return errPulled
+	}
+	return f.OS.Rename(from, to)
+}
+
+func (f *failing) RenameNew(from, to string) error {
+	if f.broken(to) {
+		return errPulled
+	}
+	return f.OS.RenameNew(from, to)
+}
+
+func (f *failing) Remove(name string) error {
+	if f.failed {
+		return errPulled
+	}
+	return f.OS.Remove(name)
+}
+
+// TestInterruptedBootstrap starts on what a bootstrap leaves that was cut off
+// while its files got their names: it is completed, with the same keys.
+func TestInterruptedBootstrap(t *testing.T) {
+	for at := range keyDirModes {
+		t.Run("at "+at, func(t *testing.T) {
+			t.Parallel()
+			k := newKMS(t, "", "")
+			store, err := keystore.Open(keystore.Config{Dir: k.Certs, FS: &failing{at: at}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			roots, err := keys.NewRoots()
+			if err != nil {
+				t.Fatal(err)
+			}
+			info := &keystore.Info{CAPublic: roots.CAPublic(), K256Public: roots.K256Public()}
+			bundle, err := keystore.NewBundle(roots, exampleDomain, info, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := store.Commit(t.Context(), bundle); !errors.Is(err, errPulled) {
+				t.Fatalf("Commit = %v, want %v", err, errPulled)
+			}
+			if len(tree(t, k.Certs)) == len(keyDirModes)+1 {
+				t.Fatal("the bootstrap was not interrupted")
+			}
+			if at > "rpc" { // half of the cases each
+				code, _, stderr := run(t, "dstack-onboard", "--config", k.Config)
+				if code != 0 || !strings.Contains(stderr, "INFO Bootstrap already completed") {
+					t.Errorf("dstack-onboard: exit status %d, want 0\n%s", code, stderr)
+				}
+				checkKeyDir(t, k.Certs)
+			}
+			_, client := k.serve(t, exampleDomain)
+			checkKeyDir(t, k.Certs)
+			if got, want := metaOf(t, client, k).BootstrapInfo, hex.EncodeToString(roots.CAPublic()); got == nil || got.CAPubkey != want {
+				t.Errorf("bootstrap_info = %v, want the keys that were interrupted, %s", got, want)
+			}
+		})
+	}
+}
+
+// TestRemainsOfAnInterruptedBootstrap starts on a stage that was never
+// committed: it is as if nothing had been.
+func TestRemainsOfAnInterruptedBootstrap(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	stage := filepath.Join(k.Certs, ".stage")
+	if err := os.MkdirAll(stage, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(stage, "root-ca.key"), []byte("half a k"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := k.onboarding(t, "dstack-kms")
+	p.logs(t, "INFO Bootstrap required - keys not found")
+	if left := tree(t, k.Certs); len(left) != 1 {
+		t.Errorf("the directory holds %v, want nothing", left)
+	}
+	checkBootstrapReply(t, k, post(t, k.URL("http")+bootstrapPath, exampleRequest).body)
+	checkKeyDir(t, k.Certs)
 }

@@ -190,7 +190,7 @@ func TestAnAgentThatFails(t *testing.T) {
 	a.Handler = good
 	a.mu.Unlock()
 	release := a.hold(t)
-	if got := post(t, url+bootstrapPath, exampleRequest); got.StatusCode != 400 {
+	if got := post(t, url+bootstrapPath, exampleRequest); got.StatusCode != http.StatusBadRequest {
 		t.Errorf("Bootstrap with an agent that does not answer = %d %s, want 400", got.StatusCode, got.body)
 	} else {
 		wantRefusal(t, got, "the call took too long")
@@ -260,7 +260,7 @@ func TestFinishBesideAStuckCall(t *testing.T) {
 	k := newKMS(t, "quote_enabled = false", "[core.limits]\ndrain_timeout = \"500ms\"\n")
 	p := k.onboarding(t, "dstack-onboard")
 	url := k.URL("http")
-	if a := post(t, url+bootstrapPath, exampleRequest); a.StatusCode != 200 {
+	if a := post(t, url+bootstrapPath, exampleRequest); a.StatusCode != http.StatusOK {
 		t.Fatalf("Bootstrap = %d %s", a.StatusCode, a.body)
 	}
 	conn := dial(t, k)

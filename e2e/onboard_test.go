@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding/gzip"
@@ -106,15 +107,15 @@ func connectPost(t testing.TB, client *http.Client, url, body string) answer {
 
 func parseCertificate(t testing.TB, text []byte) *x509.Certificate {
 	t.Helper()
-	block, rest := pem.Decode(text)
-	if block == nil || len(strings.TrimSpace(string(rest))) > 0 {
-		t.Fatalf("want one PEM block, got\n%s", text)
+	if block, rest := pem.Decode(text); block != nil && len(strings.TrimSpace(string(rest))) == 0 {
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert
+	t.Fatalf("want one PEM block, got\n%s", text)
+	return nil
 }
 
 func TestBootstrapOverTheNetwork(t *testing.T) {
@@ -143,7 +144,7 @@ func TestBootstrapOverTheNetwork(t *testing.T) {
 	wantRefusal(t, post(t, url+"/prpc/Onboard.Onboard?json", `{"source_url":"https://peer","domain":"kms.example.com"}`),
 		"onboarding from a peer is not available in this version")
 
-	if a := post(t, url+"/prpc/Onboard.Finish?json", "whatever"); a.StatusCode != 200 || a.body != "null" {
+	if a := post(t, url+"/prpc/Onboard.Finish?json", "whatever"); a.StatusCode != http.StatusOK || a.body != "null" {
 		t.Errorf("Finish = %d %q, want 200 null", a.StatusCode, a.body)
 	}
 	if code := p.wait(t, 5*time.Second); code != 0 {
@@ -182,6 +183,32 @@ func TestConcurrentBootstraps(t *testing.T) {
 		t.Errorf("%d of %d callers bootstrapped, want 1", succeeded, callers)
 	}
 	checkKeyDir(t, k.Certs)
+}
+
+// TestTwoOnboardingServices has two on one directory: what one bootstraps the
+// other finds done, and can finish.
+func TestTwoOnboardingServices(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	first := k.onboarding(t, "dstack-kms")
+	other := *k
+	second := startCmd(t, command(t, []string{fmt.Sprintf("DSTACK_KMS_CORE_ONBOARD_PORT=%d", other.movePort(t))},
+		"dstack-onboard", "--config", k.Config))
+	second.ready(t, http.DefaultClient, other.URL("http")+"/health")
+	checkBootstrapReply(t, k, post(t, k.URL("http")+bootstrapPath, exampleRequest).body)
+	before := tree(t, k.Certs)
+	wantRefusal(t, post(t, other.URL("http")+bootstrapPath, exampleRequest), alreadyText)
+	for url, p := range map[string]*process{k.URL("http"): first, other.URL("http"): second} {
+		if a := get(t, http.DefaultClient, url+"/finish"); a.body != "OK" {
+			t.Errorf("/finish = %d %s", a.StatusCode, a.body)
+		}
+		if code := p.wait(t, 5*time.Second); code != 0 {
+			t.Errorf("exit status %d, want 0", code)
+		}
+	}
+	if diff := cmp.Diff(before, tree(t, k.Certs)); diff != "" {
+		t.Errorf("the second service changed the directory:\n%s", diff)
+	}
 }
 
 // dial opens a plain connection to the service of k.
@@ -258,7 +285,7 @@ func TestCrossSiteRequests(t *testing.T) {
 		t.Errorf("a cross-site request wrote %v", left)
 	}
 	same := map[string]string{"Content-Type": "application/json", "Sec-Fetch-Site": "same-origin", "Origin": url, "Referer": url + "/"}
-	if a := request(t, http.DefaultClient, http.MethodPost, url+bootstrapPath, exampleRequest, same); a.StatusCode != 200 {
+	if a := request(t, http.DefaultClient, http.MethodPost, url+bootstrapPath, exampleRequest, same); a.StatusCode != http.StatusOK {
 		t.Errorf("the page's own Bootstrap = %d %s", a.StatusCode, a.body)
 	}
 	refused()
@@ -267,7 +294,7 @@ func TestCrossSiteRequests(t *testing.T) {
 			t.Errorf("%s /finish = %d, want 405", method, a.StatusCode)
 		}
 	}
-	if a := request(t, http.DefaultClient, http.MethodGet, url+"/finish", "", same); a.StatusCode != 200 {
+	if a := request(t, http.DefaultClient, http.MethodGet, url+"/finish", "", same); a.StatusCode != http.StatusOK {
 		t.Errorf("the page's own /finish = %d %s", a.StatusCode, a.body)
 	}
 	if code := p.wait(t, 5*time.Second); code != 0 {
@@ -365,7 +392,7 @@ func TestSetupTokenMadeAtStart(t *testing.T) {
 	wantPlainError(t, post(t, url+bootstrapPath, exampleRequest), 401, "a bearer token is required")
 	for _, literal := range []string{"auto", ""} {
 		a := request(t, http.DefaultClient, http.MethodPost, url+bootstrapPath, exampleRequest, map[string]string{"Authorization": "Bearer " + literal})
-		if a.StatusCode != 401 {
+		if a.StatusCode != http.StatusUnauthorized {
 			t.Errorf("token %q = %d %s, want 401", literal, a.StatusCode, a.body)
 		}
 	}
@@ -417,7 +444,7 @@ func TestDomainsAccepted(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if a := post(t, k.URL("http")+bootstrapPath, string(body)); a.StatusCode != 200 {
+			if a := post(t, k.URL("http")+bootstrapPath, string(body)); a.StatusCode != http.StatusOK {
 				t.Fatalf("Bootstrap = %d %s", a.StatusCode, a.body)
 			}
 			names := shell(t, "openssl x509 -noout -ext subjectAltName -in "+filepath.Join(k.Certs, "rpc.crt"))
@@ -542,8 +569,10 @@ func TestBadInput(t *testing.T) {
 		{"100000 arrays", strings.Repeat("[", 100_000), tooLarge, "larger than configured max 65536"},
 		{"more than 64 KiB", `{"domain":"` + strings.Repeat("a", 65<<10) + `"}`, tooLarge, "larger than configured max 65536"},
 		{"10 MiB", strings.Repeat(" ", 10<<20), tooLarge, "larger than"},
-		{"a request_id of 129 bytes", `{"domain":"kms.example.com","request_id":"` + strings.Repeat("x", 129) + `"}`,
-			"request_id: has 129 bytes, at most 128 are allowed", "request_id"},
+		{
+			"a request_id of 129 bytes", `{"domain":"kms.example.com","request_id":"` + strings.Repeat("x", 129) + `"}`,
+			"request_id: has 129 bytes, at most 128 are allowed", "request_id",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -577,7 +606,7 @@ func TestBadInput(t *testing.T) {
 	t.Run("garbage for protobuf", func(t *testing.T) {
 		for _, garbage := range []string{"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "\x0a\x7fshort", "\x0a\x02\xff\xfe", strings.Repeat("\x0b", 60000)} {
 			a := postRaw(t, url+"/prpc/Onboard.Bootstrap", "application/octet-stream", garbage)
-			if a.StatusCode != 400 || a.Header.Get("Content-Type") != "application/octet-stream" ||
+			if a.StatusCode != http.StatusBadRequest || a.Header.Get("Content-Type") != "application/octet-stream" ||
 				!strings.HasPrefix(a.body, "\x0a") || !strings.Contains(a.body, "request body: ") || leaks.MatchString(a.body) {
 				t.Errorf("prpc = %d %q, want 400 and a message", a.StatusCode, a.body)
 			}
@@ -587,7 +616,7 @@ func TestBadInput(t *testing.T) {
 	t.Run("queries", func(t *testing.T) {
 		wantRefusal(t, get(t, http.DefaultClient, url+"/prpc/Bootstrap?domain=kms.example.com"), "Bootstrap has side effects: use POST")
 		for _, query := range []string{"?json", "?json=%zz", "?%zz", "?a=b&a=c", "?" + strings.Repeat("x", 4000)} {
-			if a := get(t, http.DefaultClient, url+"/prpc/GetAttestationInfo"+query); a.StatusCode != 200 {
+			if a := get(t, http.DefaultClient, url+"/prpc/GetAttestationInfo"+query); a.StatusCode != http.StatusOK {
 				t.Errorf("GET with %.20s = %d %s", query, a.StatusCode, a.body)
 			}
 		}

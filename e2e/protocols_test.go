@@ -190,7 +190,7 @@ func testMeta(t *testing.T, client *http.Client, url string, want *kmsv1.GetMeta
 		{"POST", "/prpc/KMS.GetMeta", "application/json; charset=utf-8", "[]"},
 	} {
 		a := request(t, client, c.method, url+c.path, c.body, map[string]string{"Content-Type": c.contentType})
-		if a.StatusCode != 200 || a.body != golden {
+		if a.StatusCode != http.StatusOK || a.body != golden {
 			t.Errorf("%s %s = %d\n%.600s\nwant\n%.600s", c.method, c.path, a.StatusCode, a.body, golden)
 		}
 		checkHeaders(t, a, "application/json")
@@ -411,7 +411,7 @@ func bootstrapByGRPC(t *testing.T, k *kmsDir) *onboardv1.BootstrapResponse {
 func bootstrapByBinary(t *testing.T, k *kmsDir) *onboardv1.BootstrapResponse {
 	url := k.URL("http") + "/prpc/"
 	a := request(t, http.DefaultClient, http.MethodPost, url+"Finish", "", nil)
-	if want := "\x0a" + string(rune(len(notYetText))) + notYetText; a.StatusCode != 400 || a.body != want {
+	if want := "\x0a" + string(rune(len(notYetText))) + notYetText; a.StatusCode != http.StatusBadRequest || a.body != want {
 		t.Errorf("Finish = %d %q, want 400 %q", a.StatusCode, a.body, want)
 	}
 	body, err := proto.Marshal(&onboardv1.BootstrapRequest{Domain: exampleDomain})
@@ -420,13 +420,13 @@ func bootstrapByBinary(t *testing.T, k *kmsDir) *onboardv1.BootstrapResponse {
 	}
 	a = request(t, http.DefaultClient, http.MethodPost, url+"Onboard.Onboard.Bootstrap", string(body), nil)
 	r := &onboardv1.BootstrapResponse{}
-	if err := proto.Unmarshal([]byte(a.body), r); err != nil || a.StatusCode != 200 {
+	if err := proto.Unmarshal([]byte(a.body), r); err != nil || a.StatusCode != http.StatusOK {
 		t.Fatalf("Bootstrap = %d %.200q (%v)", a.StatusCode, a.body, err)
 	}
 	if got := a.Header.Get("Content-Type"); got != "application/octet-stream" {
 		t.Errorf("Content-Type = %q, want application/octet-stream", got)
 	}
-	if a = request(t, http.DefaultClient, http.MethodPost, url+"Onboard.Finish", "", nil); a.StatusCode != 200 || a.body != "" {
+	if a = request(t, http.DefaultClient, http.MethodPost, url+"Onboard.Finish", "", nil); a.StatusCode != http.StatusOK || a.body != "" {
 		t.Errorf("Finish = %d %q, want 200 and nothing", a.StatusCode, a.body)
 	}
 	return r
@@ -459,6 +459,11 @@ func TestOnboardingPort(t *testing.T) {
 		{"/prpc/onboard.Bootstrap?json", "Service not found: onboard.Bootstrap"},
 	} {
 		wantRefusal(t, post(t, url+c.path, "{}"), c.text)
+	}
+	get(t, http.DefaultClient, url+"/prpc/GetAttestationInfo")
+	metrics := get(t, http.DefaultClient, url+"/metrics")
+	if want := `teekms_rpc_requests_total{code="ok",procedure="/onboard.v1.Onboard/GetAttestationInfo"} 1`; !strings.Contains(metrics.body, want) {
+		t.Errorf("/metrics does not say %s", want)
 	}
 	// The facts are told by every kind of GET and POST alike.
 	facts := get(t, http.DefaultClient, url+"/prpc/Onboard.GetAttestationInfo")

@@ -182,20 +182,28 @@ func checkBootstrapReply(t testing.TB, k *kmsDir, reply string) {
 func checkTutorialCommands(t testing.TB, dir string) {
 	t.Helper()
 	tests := []struct{ line, want string }{
-		{`openssl x509 -in DIR/root-ca.crt -text -noout | grep -A 2 "Subject:"`,
-			`Subject: .*CN ?= ?Dstack KMS CA\n\s*Subject Public Key Info:\n\s*Public Key Algorithm: id-ecPublicKey\n`},
-		{`openssl x509 -in DIR/rpc.crt -text -noout | grep -A 1 "Subject:"`,
-			`Subject: CN ?= ?kms\.example\.com\n\s*Subject Public Key Info:\n`},
+		{
+			`openssl x509 -in DIR/root-ca.crt -text -noout | grep -A 2 "Subject:"`,
+			`Subject: .*CN ?= ?Dstack KMS CA\n\s*Subject Public Key Info:\n\s*Public Key Algorithm: id-ecPublicKey\n`,
+		},
+		{
+			`openssl x509 -in DIR/rpc.crt -text -noout | grep -A 1 "Subject:"`,
+			`Subject: CN ?= ?kms\.example\.com\n\s*Subject Public Key Info:\n`,
+		},
 		{`openssl verify -CAfile DIR/root-ca.crt DIR/rpc.crt`, `^DIR/rpc\.crt: OK\n$`},
 		{`openssl verify -x509_strict -CAfile DIR/root-ca.crt DIR/root-ca.crt`, `^DIR/root-ca\.crt: OK\n$`},
 		{`openssl verify -CAfile DIR/tmp-ca.crt DIR/tmp-ca.crt`, `^DIR/tmp-ca\.crt: OK\n$`},
 		{`openssl x509 -in DIR/rpc.crt -noout -ext subjectAltName`, `DNS:kms\.example\.com\n`},
 		{`cat DIR/bootstrap-info.json | jq -r 'keys_unsorted | join(" ")'`, `^ca_pubkey k256_pubkey quote eventlog\n$`},
 		{`ls -1 DIR | wc -l`, `^8\n$`},
-		{`for k in root-ca tmp-ca rpc; do openssl pkey -in DIR/$k.key -text -noout | grep 'ASN1 OID'; done`,
-			`^(ASN1 OID: prime256v1\n){3}$`},
-		{`for k in root-ca tmp-ca rpc; do cmp <(openssl pkey -in DIR/$k.key -pubout) <(openssl x509 -in DIR/$k.crt -pubkey -noout) && echo same; done`,
-			`^(same\n){3}$`},
+		{
+			`for k in root-ca tmp-ca rpc; do openssl pkey -in DIR/$k.key -text -noout | grep 'ASN1 OID'; done`,
+			`^(ASN1 OID: prime256v1\n){3}$`,
+		},
+		{
+			`for k in root-ca tmp-ca rpc; do cmp <(openssl pkey -in DIR/$k.key -pubout) <(openssl x509 -in DIR/$k.crt -pubkey -noout) && echo same; done`,
+			`^(same\n){3}$`,
+		},
 	}
 	for _, tt := range tests {
 		got := shell(t, strings.ReplaceAll(tt.line, "DIR", dir))
