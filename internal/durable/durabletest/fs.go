@@ -57,6 +57,9 @@ type Plan struct {
 	Fault Fault
 	// Err is the error of a failure.
 	Err error
+	// CrashAt is the number of a later call after which the process ends; 0 is
+	// none. It makes a crash while a failure is being undone.
+	CrashAt int
 }
 
 // FS is a process's view of a [Disk]. It counts its calls, and lets one go wrong.
@@ -104,6 +107,8 @@ func (f *FS) do(op, path string, changes bool, whole, half func() error) error {
 	case f.plan.Step == 0 || n < f.plan.Step:
 	case n == f.plan.Step, f.plan.Fault == FailOn && changes:
 		fault = f.plan.Fault
+	case n == f.plan.CrashAt:
+		fault = CrashAfter
 	}
 	if half == nil {
 		half = whole

@@ -87,8 +87,29 @@ func (sc scenario) enumerate(t *testing.T, count *tally) {
 				count.add("failures with %v", p.Err)
 			}
 		}
+		if sc.clean != nil {
+			sc.crashWhileUndoing(t, j, step, at)
+		}
 	}
 	count.add("scenarios")
+}
+
+// crashWhileUndoing lets a call fail and crashes at each call after it.
+func (sc scenario) crashWhileUndoing(t *testing.T, j judge, step int, at string) {
+	for _, fault := range []durabletest.Fault{durabletest.FailBefore, durabletest.FailAfter} {
+		for later := step + 2; ; later++ {
+			d := sc.start.Clone()
+			fsys := d.FS(durabletest.Plan{Step: step + 1, Fault: fault, Err: syscall.EIO, CrashAt: later})
+			announced, _ := sc.run(fsys)
+			if !fsys.Crashed() {
+				break
+			}
+			for _, o := range durabletest.Outcomes(4) {
+				j.judge(t, d.Crash(o), announced, fmt.Sprintf("%s %s, then crash after call %d, %s", fault, at, later, o.Name))
+				j.count.add("crashes while a failure is undone")
+			}
+		}
+	}
 }
 
 type judge struct {
@@ -148,7 +169,10 @@ func (j *judge) again(t *testing.T, d *durabletest.Disk, announced bool, what st
 		t.Errorf("%s: %s: Open = %v, want nil", j.sc.name, what, err)
 		return
 	}
-	for step := range len(dry.Trace()) {
+	for step, call := range dry.Trace() {
+		if strings.HasPrefix(call, "read") || strings.HasPrefix(call, "stat") {
+			continue // as after the call before it
+		}
 		second := d.Clone()
 		_, err := keystore.Open(keystore.Config{Dir: crashDir, FS: second.FS(durabletest.Plan{Step: step + 1, Fault: durabletest.CrashAfter}), Now: clock})
 		for _, o := range []durabletest.Outcome{durabletest.Kept(), durabletest.Lost(), durabletest.Random(uint64(step))} {
@@ -161,7 +185,7 @@ func (j *judge) again(t *testing.T, d *durabletest.Disk, announced bool, what st
 				j.count.add("different disks")
 			}
 			if err2 != nil {
-				t.Errorf("%s: %s; then crash of recovery (%v) after %s, %s: %v", j.sc.name, what, err, dry.Trace()[step], o.Name, err2)
+				t.Errorf("%s: %s; then crash of recovery (%v) after %s, %s: %v", j.sc.name, what, err, call, o.Name, err2)
 			}
 			j.count.add("crashes of recovery")
 		}
@@ -287,7 +311,7 @@ func TestNothingHalfDone(t *testing.T) {
 	})
 	t.Cleanup(func() {
 		count.floor(t, map[string]int{
-			"scenarios": 5, "crashes": 10000, "crashes of recovery": 10000, "different disks": 1000,
+			"scenarios": 5, "crashes": 10000, "crashes of recovery": 10000, "crashes while a failure is undone": 10000, "different disks": 1000,
 			"failures with input/output error": 5000, "failures with no space left on device": 5000,
 			"failures with read-only file system": 5000, "failures that left nothing behind": 500,
 			"found empty": 50, "found complete": 50,
