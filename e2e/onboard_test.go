@@ -57,7 +57,7 @@ func request(t testing.TB, client *http.Client, method, url, body string, header
 }
 
 // leaks finds in a reply what only this machine should know.
-var leaks = regexp.MustCompile(`goroutine \d|\.go:\d|runtime\.|/gen/|teekms/|panic`)
+var leaks = regexp.MustCompile(`goroutine \d|\.go:\d|runtime\.|/gen/|teekms/|panic|unmarshal into`)
 
 // wantRefusal checks an error of the prpc dialect: 400 and one line of JSON.
 func wantRefusal(t testing.TB, a answer, text string) {

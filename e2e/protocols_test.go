@@ -261,6 +261,8 @@ func testUnknownNames(t *testing.T, client *http.Client, url string) {
 	for _, method := range []string{"GetAppKey", "GetAppEnvEncryptPubKey", "GetKmsKey", "GetTempCaCert", "SignCert"} {
 		wantConnectError(t, connectPost(t, client, url+"/kms.v1.KMS/"+method, "{}"), "unimplemented", method+" is not implemented by this version")
 	}
+	wantConnectError(t, connectPost(t, client, url+"/grpc.health.v1.Health/Check", `{"service":1}`), "invalid_argument",
+		"request body: (line 1:12): invalid value for string field service: 1")
 	for path, status := range map[string]int{"/kms.v1.KMS/Nope": 404, "/kms.v1.KMS/getmeta": 404, "/onboard.v1.Onboard/Bootstrap": 404, "/": 404, "/finish": 404} {
 		a := connectPost(t, client, url+path, "{}")
 		if a.StatusCode != status || leaks.MatchString(a.body) {

@@ -120,6 +120,18 @@ func (c *Chain) Options(enc *Encodings) []connect.HandlerOption {
 	}
 }
 
+// Common returns the part of [Chain.Options] that handlers beside the services
+// take, health and reflection: bounds and codecs, and no access table.
+func (c *Chain) Common() []connect.HandlerOption {
+	return []connect.HandlerOption{
+		connect.WithCompression("gzip", nil, nil),
+		connect.WithReadMaxBytes(c.max),
+		connect.WithCodec(protoCodec{}),
+		connect.WithCodec(jsonCodec{name: "json"}),
+		connect.WithCodec(jsonCodec{name: "json; charset=utf-8"}),
+	}
+}
+
 // Wrap puts the request id, the access log, the metrics, the bound on bodies
 // and the last recovery from panics around next.
 func (c *Chain) Wrap(next http.Handler) http.Handler {

@@ -30,8 +30,7 @@ func (m *mux) mountHealth(c MuxConfig) {
 		}
 		plainText(w, http.StatusOK, "OK")
 	})
-	m.plain.Handle(grpchealth.NewHandler(h,
-		connect.WithReadMaxBytes(c.Chain.ReadMaxBytes()), connect.WithCompression("gzip", nil, nil)))
+	m.plain.Handle(grpchealth.NewHandler(h, c.Chain.Common()...))
 }
 
 // Check implements grpchealth.Checker: "" and the service's name are known.

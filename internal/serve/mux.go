@@ -124,8 +124,6 @@ func (m *mux) mountService(c MuxConfig) error {
 
 func (m *mux) mountReflection(c MuxConfig) {
 	reflector := grpcreflect.NewStaticReflector(string(c.Service.Descriptor.FullName()), grpchealth.HealthV1ServiceName)
-	limit := connect.WithReadMaxBytes(c.Chain.ReadMaxBytes())
-	plainGzip := connect.WithCompression("gzip", nil, nil)
-	m.plain.Handle(grpcreflect.NewHandlerV1(reflector, limit, plainGzip))
-	m.plain.Handle(grpcreflect.NewHandlerV1Alpha(reflector, limit, plainGzip))
+	m.plain.Handle(grpcreflect.NewHandlerV1(reflector, c.Chain.Common()...))
+	m.plain.Handle(grpcreflect.NewHandlerV1Alpha(reflector, c.Chain.Common()...))
 }

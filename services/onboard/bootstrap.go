@@ -122,7 +122,7 @@ func (s *Service) attempt(ctx context.Context, domain string) (response *onboard
 	s.cfg.Log.Info("Bootstrapping", zap.String("domain", domain))
 	response, err = s.bootstrap(ctx, domain)
 	if err != nil {
-		s.cfg.Log.Error("Bootstrap failed, nothing was written", zap.Error(err))
+		s.cfg.Log.Error("Bootstrap failed", zap.NamedError("err", err))
 		return nil, err
 	}
 	s.cfg.Log.Info("Bootstrap completed", zap.String("domain", domain))
