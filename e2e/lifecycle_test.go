@@ -938,3 +938,74 @@ func TestRemainsOfAnInterruptedBootstrap(t *testing.T) {
 	checkBootstrapReply(t, k, post(t, k.URL("http")+bootstrapPath, exampleRequest).body)
 	checkKeyDir(t, k.Certs)
 }
+
+// TestWritesThatFail bootstraps where the kernel refuses large files: the
+// record of the bootstrap, the largest, does not fit.
+func TestWritesThatFail(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, `auto_bootstrap_domain = "kms.example.com"`, "")
+	k.fillTD(t)
+	limited := exec.Command("bash", "-c", "ulimit -f 4; exec "+binary(t, "dstack-kms")+" --config "+k.Config)
+	code, _, stderr := runCmd(t, limited)
+	wantErrorLine(t, code, 1, stderr, "committing the key directory: writing "+k.Certs+"/bootstrap-info.json: file too large")
+	if left := tree(t, k.Certs); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	if code, _, stderr := run(t, "dstack-kms", "--config", k.Config); code != 0 {
+		t.Errorf("without the limit: exit status %d\n%s", code, stderr)
+	}
+	checkKeyDir(t, k.Certs)
+}
+
+// TestReplicasOnOneDirectory starts several at once: each reissues rpc.crt, and
+// none is in the way of another.
+func TestReplicasOnOneDirectory(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "quote_enabled = false", "")
+	k.fill(t, exampleDomain)
+	replicas := map[*kmsDir]*process{}
+	for range 4 {
+		r := *k
+		env := []string{fmt.Sprintf("DSTACK_KMS_RPC_PORT=%d", r.movePort(t))}
+		replicas[&r] = startCmd(t, command(t, env, "dstack-kms", "--config", k.Config))
+	}
+	told := map[string]int{}
+	for r, p := range replicas {
+		client := k.trusting(t, exampleDomain)
+		p.ready(t, client, r.URL("https")+"/ready")
+		told[get(t, client, r.URL("https")+"/prpc/GetMeta").body]++
+	}
+	if len(told) != 1 {
+		t.Errorf("the replicas tell %d different things, want one", len(told))
+	}
+	checkKeyDir(t, k.Certs)
+	checkTutorialCommands(t, k.Certs)
+}
+
+// TestBootstrapAgain follows the tutorial to other keys, and back to the backup
+// that it has one make first.
+func TestBootstrapAgain(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, `auto_bootstrap_domain = "kms.example.com"`, "")
+	k.fill(t, exampleDomain)
+	first := k.file(t, "root-ca.key")
+	shell(t, fmt.Sprintf("cp -r %[1]s %[1]s.backup && rm -f %[1]s/*", k.Certs))
+	if left := tree(t, k.Certs); len(left) != 1 {
+		t.Fatalf("rm -f left %v", left)
+	}
+	if code, _, stderr := run(t, "dstack-kms", "--config", k.Config); code != 0 {
+		t.Fatalf("exit status %d\n%s", code, stderr)
+	}
+	if string(k.file(t, "root-ca.key")) == string(first) {
+		t.Error("the root key is the old one")
+	}
+	shell(t, fmt.Sprintf("rm -f %[1]s/* && cp -r %[1]s.backup/. %[1]s", k.Certs))
+	_, client := k.serve(t, exampleDomain)
+	if string(k.file(t, "root-ca.key")) != string(first) {
+		t.Error("the root key is not that of the backup")
+	}
+	if metaOf(t, client, k).BootstrapInfo == nil {
+		t.Error("GetMeta tells no bootstrap_info")
+	}
+	checkKeyDir(t, k.Certs)
+}
