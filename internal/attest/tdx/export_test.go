@@ -110,3 +110,17 @@ func BoundedMapAfter(limit int, keys ...int) (n int, hasLast bool) {
 	_, hasLast = b.load(keys[len(keys)-1])
 	return len(b.m), hasLast
 }
+
+// VerifyPath verifies a path from leaf to anchor.
+func VerifyPath(at time.Time, path ...*x509.Certificate) error {
+	_, _, err := verifyPath(path, at)
+	return err
+}
+
+// RevokeAuthority puts the serial number of c on the root lists that v holds, as
+// where an authority has two certificates over one key.
+func (v *Verifier) RevokeAuthority(c *x509.Certificate) {
+	for _, held := range v.platforms.m {
+		held.verified.revokedByRoot[serialKey(c.SerialNumber)] = true
+	}
+}

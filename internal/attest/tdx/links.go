@@ -198,4 +198,3 @@ func (r *verification) succeed() *attest.Claims {
 	}
 	return c
 }
-

@@ -171,6 +171,45 @@ func TestNewVerifierRefusesAnchors(t *testing.T) {
 	}
 }
 
+// TestPathIsTheOneGiven has a leaf that the root issued itself, passed off with
+// an authority in between.
+func TestPathIsTheOneGiven(t *testing.T) {
+	root, key := selfSigned(t, elliptic.P256(), func(*x509.Certificate) {})
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := key.Public()
+	issue := func(edit func(*x509.Certificate)) *x509.Certificate {
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "issued"},
+			NotBefore: simTime.Add(-day), NotAfter: simTime.Add(day), BasicConstraintsValid: true,
+		}
+		edit(template)
+		der, err := x509.CreateCertificate(rand.Reader, template, root, public, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	leaf := issue(func(*x509.Certificate) {})
+	ca := issue(func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign })
+	if err := tdx.VerifyPath(simTime, leaf, root); err != nil {
+		t.Errorf("the true path: %v", err)
+	}
+	if err := tdx.VerifyPath(simTime, leaf, ca, root); err == nil || !strings.Contains(err.Error(), "not 3 certificates long") {
+		t.Errorf("the path with another authority = %v, want a refusal of its length", err)
+	}
+	public = p384.Public()
+	if err := tdx.VerifyPath(simTime, issue(func(*x509.Certificate) {}), root); err == nil || !strings.Contains(err.Error(), "not ECDSA P-256") {
+		t.Errorf("the path of a P-384 leaf = %v, want a refusal of its key", err)
+	}
+}
+
 func TestRevocationListRefusals(t *testing.T) {
 	root, key := selfSigned(t, elliptic.P256(), func(*x509.Certificate) {})
 	other, _ := selfSigned(t, elliptic.P256(), func(c *x509.Certificate) { c.Subject.CommonName = "Other" })

@@ -135,6 +135,15 @@ func TestLengths(t *testing.T) {
 	}
 }
 
+func TestBytesAfterCertificationData(t *testing.T) {
+	quote := append(quoteOf(t, openTD(t, simtdConfig()), simtd.Shape{}).Quote, 0)
+	o := offsetsOf(quote)
+	binary.LittleEndian.PutUint32(quote[o.size:], binary.LittleEndian.Uint32(quote[o.size:])+1)
+	if _, err := tdx.ParseQuote(quote); err == nil || !strings.Contains(err.Error(), "1 bytes after the certification data") {
+		t.Errorf("ParseQuote() = %v, want a refusal of the byte", err)
+	}
+}
+
 func TestEveryTruncation(t *testing.T) {
 	td := openTD(t, simtdConfig())
 	for _, s := range shapes {

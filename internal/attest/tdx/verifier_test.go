@@ -235,6 +235,49 @@ func TestRevocationListOfNamesake(t *testing.T) {
 	wantRefusal(t, err, attest.LinkRevocation, "not of the authority that issued the PCK")
 }
 
+// TestRevocationOfOneOfTwoCertificates has the authority's certificate in the
+// quote revoked, and not the one in the collateral.
+func TestRevocationOfOneOfTwoCertificates(t *testing.T) {
+	td := openTD(t, simtdConfig())
+	ev := attestBy(t, td)
+	v := verifierOf(t, td)
+	if _, err := v.Verify(t.Context(), ev); err != nil {
+		t.Fatal(err)
+	}
+	q, err := tdx.ParseQuote(ev.Quote)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs, err := tdx.ParseChain(q.PCKChain(), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.RevokeAuthority(certs[1])
+	_, err = v.Verify(t.Context(), ev)
+	wantRefusal(t, err, attest.LinkRevocation, `"Intel SGX PCK Platform CA"`)
+}
+
+// TestPlatformLevel has each of the three things that a level asks for be one
+// more than the platform has: the next level counts, which is out of date.
+func TestPlatformLevel(t *testing.T) {
+	td := openTD(t, simtdConfig())
+	for _, tt := range []struct{ name, old, with string }{
+		{"first SGX component", `"sgxtcbcomponents":[{"svn":5}`, `"sgxtcbcomponents":[{"svn":6}`},
+		{"last SGX component", `{"svn":5}],"pcesvn":13`, `{"svn":6}],"pcesvn":13`},
+		{"PCESVN", `"pcesvn":13`, `"pcesvn":14`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			endorse(t, td, simtd.Endorsements{EditTCBInfo: func(b []byte) []byte {
+				return bytes.Replace(b, []byte(tt.old), []byte(tt.with), 1)
+			}})
+			c, err := verifierOf(t, td).Verify(t.Context(), attestBy(t, td))
+			if err != nil || c.PlatformTCB != attest.OutOfDate {
+				t.Errorf("Verify() = %+v, %v, want the platform %s", c, err, attest.OutOfDate)
+			}
+		})
+	}
+}
+
 func TestNoEvidence(t *testing.T) {
 	v := verifierOf(t, openTD(t, simtdConfig()))
 	for _, ev := range []*attest.Evidence{nil, {}} {
@@ -425,6 +468,8 @@ func TestCertificateProfiles(t *testing.T) {
 		{"PCK with a broken SGX extension", simtd.CertificatePCK, func(c *x509.Certificate) { c.ExtraExtensions[0].Value = []byte{0x30, 0} }, attest.LinkChain, "is missing"},
 		{"PCK with an unknown critical extension", simtd.CertificatePCK, func(c *x509.Certificate) { c.ExtraExtensions[0].Critical = true }, attest.LinkChain, "unhandled critical extension"},
 		{"PCK authority that is none", simtd.CertificatePCKCA, func(c *x509.Certificate) { c.IsCA, c.MaxPathLenZero, c.MaxPathLen = false, false, -1 }, attest.LinkChain, "signed by unknown authority"},
+		{"PCK of another name", simtd.CertificatePCK, rename("Other"), attest.LinkChain, `leaf is "Other"`},
+		{"TCB signer of another name", simtd.CertificateTCBSigner, rename("Other"), attest.LinkCollateral, `signed by "Other"`},
 		{"TCB signer that is an authority", simtd.CertificateTCBSigner, func(c *x509.Certificate) { c.IsCA = true }, attest.LinkCollateral, "want an end entity"},
 		{"TCB signer that may not sign", simtd.CertificateTCBSigner, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }, attest.LinkCollateral, "without digital signature"},
 		{"TCB signer that expired", simtd.CertificateTCBSigner, func(c *x509.Certificate) { c.NotAfter = simTime.Add(-time.Hour) }, attest.LinkCollateral, "expired"},
@@ -442,12 +487,16 @@ func TestCertificateProfiles(t *testing.T) {
 	}
 }
 
+func rename(cn string) func(*x509.Certificate) {
+	return func(c *x509.Certificate) { c.RawSubject, c.Subject = nil, pkix.Name{CommonName: cn} }
+}
+
 // processorTD is a software TD whose PCK is issued by the processor CA.
 func processorTD(tb testing.TB) *simtd.TD {
 	tb.Helper()
 	return openTD(tb, simtd.Config{EditCertificate: func(which string, c *x509.Certificate) {
 		if which == simtd.CertificatePCKCA {
-			c.RawSubject, c.Subject = nil, pkix.Name{CommonName: "Intel SGX PCK Processor CA"}
+			rename("Intel SGX PCK Processor CA")(c)
 		}
 	}})
 }
