@@ -56,7 +56,7 @@ func TestGolden(t *testing.T) {
 			DeviceId: []byte{1}, MrAggregated: []byte{2}, OsImageHash: []byte{3}, TeeVariant: "dstack-tdx", SiteName: "s<i>te",
 			EthRpcUrl: "http://e", KmsContractAddress: "0x1", Ppid: []byte{4}, Provider: "simulator", TrustRootSha256: []byte{5},
 			TrustRootIsIntel: true, Mrtd: []byte{6}, Rtmrs: [][]byte{{7}, {8}, {}, {10}}, ReportData: []byte{11},
-			SetupTokenRequired: true, InsecureSettings: []string{"a", "b"},
+			SetupTokenRequired: true, InsecureSettings: []string{"a", "b"}, TcbStatus: "OutOfDate", AdvisoryIds: []string{"INTEL-SA-1"},
 		}},
 		{kmsCodec(t), &kmsv1.GetMetaResponse{
 			CaCert: "-----BEGIN\n", AllowAnyUpgrade: true, K256Pubkey: []byte{2, 0xab}, BootstrapInfo: record, IsDev: true,
