@@ -49,18 +49,29 @@ func Errors() rpc.Table {
 		rpc.Is(attest.ErrNoAttester, connect.CodeFailedPrecondition, noAttesterText),
 		rpc.As(connect.CodeFailedPrecondition, func(e *OwnQuoteError) string { return e.Error() }),
 		rpc.As(connect.CodeFailedPrecondition, func(e *keystore.PermissionError) string { return e.Error() }),
+		rpc.As(connect.CodeFailedPrecondition, func(e *keystore.DomainFileError) string { return e.Error() }),
 		rpc.Is(syscall.ENOSPC, connect.CodeResourceExhausted, "no space left for the key directory"),
 		rpc.Is(syscall.EDQUOT, connect.CodeResourceExhausted, "the disk quota of the key directory is used up"),
 		rpc.Is(syscall.EROFS, connect.CodeFailedPrecondition, "the key directory is on a read-only file system"),
 	}
 }
 
-// Public returns the text of err that may be shown to whoever asks: the table's
-// where it has one, else the error's own. It is for the command line, whose
-// user may see causes.
+// Public returns what the command line says of err: the text that operators
+// know it by, else all of it, paths and causes included.
 func Public(err error) string {
-	if _, text, ok := Errors().Lookup(err); ok {
-		return text
+	if e, ok := errors.AsType[*keystore.PermissionError](err); ok {
+		return e.Error()
+	}
+	for _, known := range []struct {
+		err  error
+		text string
+	}{
+		{attest.ErrNoAttester, noAttesterText},
+		{ErrAlreadyBootstrapped, ErrAlreadyBootstrapped.Error()},
+	} {
+		if errors.Is(err, known.err) {
+			return known.text
+		}
 	}
 	return err.Error()
 }

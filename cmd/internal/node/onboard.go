@@ -110,7 +110,7 @@ func (n *Node) serveOnboarding(ctx context.Context, service *onboard.Service) er
 		return err
 	}
 	if err != nil { // no caller can make a finished setup a failure
-		n.Log.Warn("setup is finished, a call beside it was cut off", zap.Error(err))
+		n.Log.Warn("setup is finished, a call beside it was cut off", zap.NamedError("err", err))
 	}
 	return nil
 }

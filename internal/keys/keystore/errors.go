@@ -14,6 +14,17 @@ import (
 //nolint:staticcheck // the text is part of the interface, capital included
 var ErrAlreadyBootstrapped = errors.New("Bootstrap already completed")
 
+// DomainFileError says that rpc-domain, which another KMS left behind, names
+// another domain than the one that is to be bootstrapped.
+type DomainFileError struct {
+	// Path is the file, Domain the name that was asked for.
+	Path, Domain string
+}
+
+func (e *DomainFileError) Error() string {
+	return fmt.Sprintf("%s names another domain than %s: remove it first", e.Path, e.Domain)
+}
+
 // errForeignRoots says that the directory on disk is no longer the one that was
 // opened.
 var errForeignRoots = errors.New("holds other keys than when it was opened")

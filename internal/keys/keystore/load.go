@@ -27,7 +27,7 @@ func (s *Store) reload(strict bool) error {
 		return err
 	}
 	if err != nil {
-		s.log.Warn("the remains of an interrupted write stay", zap.String("dir", s.dir), zap.Error(err))
+		s.log.Warn("the remains of an interrupted write stay", zap.String("dir", s.dir), zap.NamedError("err", err))
 	}
 	raw, err := s.readAll()
 	if err != nil {
@@ -106,7 +106,7 @@ func (s *Store) loadContents(raw fileSet) (*contents, error) {
 	if l.damaged {
 		return nil, err
 	}
-	s.log.Warn("a CA certificate that is about to expire stays", zap.Error(err))
+	s.log.Warn("a CA certificate that is about to expire stays", zap.NamedError("err", err))
 	l = &loader{s: s, raw: raw, now: l.now}
 	return &l.c, l.load()
 }
@@ -149,7 +149,7 @@ func (s *Store) closeModes(raw fileSet) {
 			err = s.fs.Chmod(s.path(name), secretMode)
 		}
 		if err != nil {
-			s.log.Warn("a key file is open to other users and stays so", zap.String("file", s.path(name)), zap.Error(err))
+			s.log.Warn("a key file is open to other users and stays so", zap.String("file", s.path(name)), zap.NamedError("err", err))
 			continue
 		}
 		s.log.Warn("a key file was open to other users", zap.String("file", s.path(name)), zap.String("mode", info.Mode().String()))
@@ -210,7 +210,7 @@ func (l *loader) loadInfo() error {
 			path, rootCAKey, rootK256)
 	}
 	if err != nil {
-		l.s.log.Error("the record of the bootstrap cannot be read and is not shown", zap.String("file", path), zap.Error(err))
+		l.s.log.Error("the record of the bootstrap cannot be read and is not shown", zap.String("file", path), zap.NamedError("err", err))
 		return nil
 	}
 	l.c.info = info
@@ -339,5 +339,5 @@ func (l *loader) tell(name string, err error) {
 	if _, ok := l.raw[name]; !ok {
 		err = fs.ErrNotExist
 	}
-	l.s.log.Warn("a file of the key directory has to be made again", zap.String("file", l.s.path(name)), zap.Error(err))
+	l.s.log.Warn("a file of the key directory has to be made again", zap.String("file", l.s.path(name)), zap.NamedError("err", err))
 }

@@ -41,7 +41,7 @@ func (s *Store) RenewRPC(ctx context.Context, extensions ...pkix.Extension) (tls
 	case err != nil && (errors.Is(err, errForeignRoots) || ctx.Err() != nil):
 		return tls.Certificate{}, err
 	case err != nil:
-		s.log.Warn("the RPC certificate is renewed in memory only", zap.Error(err))
+		s.log.Warn("the RPC certificate is renewed in memory only", zap.NamedError("err", err))
 	}
 	s.set(&renewed)
 	return renewed.tlsCertificate(), nil

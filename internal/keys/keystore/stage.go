@@ -226,7 +226,7 @@ func (s *Store) digest(path string) ([sha256.Size]byte, error) {
 // remove, the next opening does.
 func (s *Store) tidy() {
 	if err := s.discard(); err != nil {
-		s.log.Warn("the stage of a completed write stays until the next start", zap.String("dir", s.dir), zap.Error(err))
+		s.log.Warn("the stage of a completed write stays until the next start", zap.String("dir", s.dir), zap.NamedError("err", err))
 	}
 }
 

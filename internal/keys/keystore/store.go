@@ -177,7 +177,7 @@ func (s *Store) checkDomainFile(domain string) error {
 	case err != nil:
 		return pathError("reading", s.path(domainFile), err)
 	}
-	return fmt.Errorf("%s names another domain than %s: remove it first", s.path(domainFile), domain)
+	return &DomainFileError{Path: s.path(domainFile), Domain: domain}
 }
 
 // write stages and publishes a bundle, and undoes it on an error.
@@ -202,7 +202,7 @@ func (s *Store) write(files fileSet) error {
 func (s *Store) removeDirs(made []string) {
 	for i := len(made) - 1; i >= 0; i-- {
 		if err := s.fs.Remove(made[i]); err != nil {
-			s.log.Warn("a directory made for a failed bootstrap stays", zap.String("dir", made[i]), zap.Error(err))
+			s.log.Warn("a directory made for a failed bootstrap stays", zap.String("dir", made[i]), zap.NamedError("err", err))
 			return
 		}
 	}
