@@ -16,7 +16,7 @@ var layers = [][]string{
 	{"cmd"},
 	{"services", "client"},
 	{"internal/authz", "internal/storage", "internal/ratls", "internal/prpc", "internal/rpc", "internal/serve"},
-	{"internal/registry", "internal/audit", "internal/keys/keystore", "internal/keys/seal", "internal/attest/*"},
+	{"internal/registry", "internal/audit", "internal/keys/keystore", "internal/keys/seal", "internal/attest/*", "internal/osimage"},
 	{"internal/keys", "internal/attest", "internal/durable", "internal/config", "internal/observe"},
 	{"gen"},
 }
