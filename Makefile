@@ -13,7 +13,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help build install test race lint fmt gen gen-check bench fuzz cover demo deps tools clean
+.PHONY: help build install test crash race lint fmt gen gen-check bench fuzz cover demo deps tools clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,10 @@ deps: ## install with apt what the tests need and is missing
 test: deps ## run every test of all three modules
 	go vet work
 	go test -timeout 14m work
+	$(MAKE) --no-print-directory crash
+
+crash: ## crash a bootstrap at every durable step, kill it hundreds of times, print the counts
+	go test -count=1 -v -run '^(TestNothingHalfDone|TestKilled)$$' ./internal/keys/keystore | grep -v '^ *---\|^==='
 
 race: ## run the unit tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -timeout 20m ./...
