@@ -46,6 +46,11 @@ type call struct {
 	count     uint64
 	start     time.Time
 	procedure string
+	// wrapped is true for calls that came through [Chain.Wrap]; of the others
+	// nothing is known of the connection.
+	wrapped bool
+	// certified is true when the client has a certificate.
+	certified bool
 	// reads is true for procedures without side effects.
 	reads bool
 	// coded is true once code is the outcome of the procedure.

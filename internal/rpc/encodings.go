@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 )
@@ -22,13 +23,29 @@ type Encodings struct {
 type kept struct {
 	procedure string
 	message   any
-	encoded   sync.Map // string to []byte; a race writes the same bytes twice
+	// until is when the service wants to be asked again; zero means never.
+	until   time.Time
+	encoded sync.Map // string to []byte; a race writes the same bytes twice
 }
 
 // Keep says that procedure, which takes no arguments, answers m until Keep is
 // called again, and that m will not be changed any more.
 func (e *Encodings) Keep(procedure string, m proto.Message) {
-	e.kept.Store(&kept{procedure: procedure, message: m})
+	e.KeepUntil(procedure, m, time.Time{})
+}
+
+// KeepUntil is Keep for an answer that the service wants to look at again: from
+// that time on calls reach it, and its answer is still encoded only once. The
+// zero time means never.
+func (e *Encodings) KeepUntil(procedure string, m proto.Message, until time.Time) {
+	next := &kept{procedure: procedure, message: m, until: until}
+	if last := e.kept.Load(); last != nil && last.message == any(m) {
+		last.encoded.Range(func(codec, bytes any) bool {
+			next.encoded.Store(codec, bytes)
+			return true
+		})
+	}
+	e.kept.Store(next)
 }
 
 // Codec returns c with the memory of e.
@@ -76,6 +93,9 @@ func (c *keptCodec) Marshal(message any) ([]byte, error) { return c.MarshalAppen
 // Kept returns the encoded answer to procedure when it is one that e keeps, has
 // been encoded by that codec before, and is open to everybody. It then counts
 // as the answer of the call that ctx belongs to. The bytes must not be changed.
+//
+// A client with a certificate gets nothing from here where callers are
+// admitted: if its Evidence does not hold, every call of it fails.
 func (c *Chain) Kept(ctx context.Context, e *Encodings, procedure, codec string) ([]byte, bool) {
 	if e == nil {
 		return nil, false
@@ -87,11 +107,14 @@ func (c *Chain) Kept(ctx context.Context, e *Encodings, procedure, codec string)
 	if guard, listed := c.access[procedure]; !listed || guard != nil {
 		return nil, false
 	}
+	call := c.callOf(ctx)
+	if c.admit != nil && (!call.wrapped || call.certified) || !k.until.IsZero() && !call.start.Before(k.until) {
+		return nil, false
+	}
 	b, ok := k.load(codec)
 	if !ok {
 		return nil, false
 	}
-	call := c.callOf(ctx)
 	call.procedure, call.reads = procedure, true
 	call.code, call.coded = 0, true
 	return b, true

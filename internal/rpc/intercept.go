@@ -53,8 +53,8 @@ func (c *Chain) inTurn(ctx context.Context, req connect.AnyRequest, next connect
 	}
 }
 
-// recovered calls next and turns a panic into an error that no rule maps. The
-// stack goes to the log, here, because it is gone later.
+// recovered admits the caller, calls next, and turns a panic of either into an
+// error that no rule maps. The stack goes to the log, here, because it is gone later.
 func (c *Chain) recovered(ctx context.Context, req connect.AnyRequest, next connect.UnaryFunc) (res connect.AnyResponse, err error) {
 	defer func() {
 		v := recover()

@@ -7,6 +7,7 @@
 package rpc
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"time"
@@ -37,6 +38,12 @@ type Config struct {
 	Log *zap.Logger
 	// Access lists the procedures that are served. Required.
 	Access Access
+	// Admit tells who calls: it runs in every call of a listed procedure, after
+	// the token was checked and the message read and before the service sees
+	// it, within the deadline and the turn of the call. Its context is what the
+	// service gets; its error ends the call and goes through the table. nil
+	// admits everybody.
+	Admit func(ctx context.Context) (context.Context, error)
 	// Errors maps the errors of the services. Rules of this package for
 	// canceled calls, expired deadlines, bad fields and tokens come after it.
 	Errors Table
@@ -57,6 +64,7 @@ type Config struct {
 type Chain struct {
 	log     *zap.Logger
 	access  Access
+	admit   func(ctx context.Context) (context.Context, error)
 	errors  Table
 	metrics *metrics
 	max     int
@@ -80,7 +88,7 @@ func New(c Config) (*Chain, error) {
 		return nil, err
 	}
 	ch := &Chain{
-		log: c.Log, access: c.Access, metrics: m,
+		log: c.Log, access: c.Access, admit: c.Admit, metrics: m,
 		errors: append(append(Table{}, c.Errors...), baseRules()...),
 		max:    c.ReadMaxBytes, timeout: c.Timeout, now: c.Now, ids: newIDSource(),
 	}
@@ -136,7 +144,8 @@ func (c *Chain) Common() []connect.HandlerOption {
 // and the last recovery from panics around next.
 func (c *Chain) Wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		call := &call{ResponseWriter: w, ids: c.ids, count: c.ids.count.Add(1), start: c.now()}
+		call := &call{ResponseWriter: w, ids: c.ids, count: c.ids.count.Add(1), start: c.now(), wrapped: true}
+		call.certified = r.TLS != nil && len(r.TLS.PeerCertificates) > 0
 		defer c.finish(call, r)
 		r = r.WithContext(withCall(r.Context(), call))
 		if r.Body != nil && r.Body != http.NoBody {

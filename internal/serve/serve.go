@@ -70,6 +70,9 @@ type Config struct {
 	TLS *tls.Config
 	// Limits bound the connections.
 	Limits Limits
+	// ConnContext adds to the context of every connection, as that of
+	// http.Server does; nil adds nothing.
+	ConnContext func(ctx context.Context, c net.Conn) context.Context
 	// Log gets what net/http has to say of connections, at debug. Required.
 	Log *zap.Logger
 }
@@ -149,6 +152,7 @@ func newServer(c Config, limits Limits) (*http.Server, error) {
 		WriteTimeout:      limits.WriteTime,
 		IdleTimeout:       limits.IdleTime,
 		MaxHeaderBytes:    limits.HeaderBytes,
+		ConnContext:       c.ConnContext,
 		ErrorLog:          errorLog,
 		Protocols:         new(http.Protocols),
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: limits.Streams},
