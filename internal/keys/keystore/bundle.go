@@ -36,14 +36,41 @@ type Bundle struct{ contents }
 
 // NewBundle makes a temporary CA and an RPC key, and the three certificates. The
 // domain is checked with keys.ValidateDomain. info is the record of the
-// bootstrap; it must be about these roots, and is nil for a replica whose source
-// has none.
+// bootstrap; it must be about these roots, and may be nil.
 func NewBundle(roots *keys.Roots, domain string, info *Info, now time.Time) (*Bundle, error) {
-	if err := keys.ValidateDomain(domain); err != nil {
+	return newBundle(Replica{Roots: roots, Domain: domain, Info: info}, nil, now)
+}
+
+// Replica is what a KMS got from its source.
+type Replica struct {
+	// Roots are the root keys. Required.
+	Roots *keys.Roots
+	// TempCAKey is the key of the source's temporary CA, in the PKCS#8 PEM that
+	// keys.KeyPEM writes. Required.
+	TempCAKey keys.Secret
+	// Domain is the replica's own. Required.
+	Domain string
+	// Info is the source's record of the bootstrap, nil if it has none.
+	Info *Info
+}
+
+// NewReplica is [NewBundle] for root keys that came from another KMS: the
+// temporary CA keeps its key too, so that client certificates made for one
+// replica serve at all of them. The RPC key is the replica's own.
+func NewReplica(r Replica, now time.Time) (*Bundle, error) {
+	key, err := keys.ParseKey(r.TempCAKey.Bytes())
+	if err != nil {
+		return nil, fmt.Errorf("reading the temporary CA's key: %w", err)
+	}
+	return newBundle(r, key, now)
+}
+
+func newBundle(r Replica, tempCAKey *ecdsa.PrivateKey, now time.Time) (*Bundle, error) {
+	if err := keys.ValidateDomain(r.Domain); err != nil {
 		return nil, err
 	}
-	b := &Bundle{contents{roots: roots, domain: domain, info: info.clone()}}
-	if info != nil && !info.matches(roots) {
+	b := &Bundle{contents{roots: r.Roots, domain: r.Domain, info: r.Info.clone(), tempCAKey: tempCAKey}}
+	if r.Info != nil && !r.Info.matches(r.Roots) {
 		return nil, errors.New("bootstrap record is about other root keys")
 	}
 	if err := b.makeRootCA(now); err != nil {

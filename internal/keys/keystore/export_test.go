@@ -1,9 +1,6 @@
 package keystore
 
-// ParseInfo and MarshalInfo give tests the codec of bootstrap-info.json.
-func ParseInfo(text []byte) (*Info, error) { return parseInfo(text) }
-
-// MarshalInfo writes what ParseInfo reads.
+// MarshalInfo gives tests the other half of [ParseInfo].
 func MarshalInfo(i *Info) ([]byte, error) { return i.marshal() }
 
 // MarkedFiles returns the names in a marker, false where it is none.

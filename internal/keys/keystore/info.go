@@ -69,9 +69,10 @@ func (i *Info) marshal() ([]byte, error) {
 	})
 }
 
-// parseInfo reads a record of ours or of another KMS. Where only the Evidence in
-// it cannot be read, it returns the public keys with the error.
-func parseInfo(text []byte) (*Info, error) {
+// ParseInfo reads a record of ours or of another KMS: bootstrap-info.json, or
+// bootstrap_info of GetMeta in the JSON of prpc. Where only the Evidence in it
+// cannot be read, it returns the public keys with the error.
+func ParseInfo(text []byte) (*Info, error) {
 	var stored storedInfo
 	if err := json.Unmarshal(text, &stored); err != nil {
 		return nil, fmt.Errorf("not a bootstrap record: %w", err)

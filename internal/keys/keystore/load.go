@@ -204,7 +204,7 @@ func (l *loader) loadInfo() error {
 		l.s.log.Warn("no record of the bootstrap", zap.String("file", path))
 		return nil
 	}
-	info, err := parseInfo(text)
+	info, err := ParseInfo(text)
 	if info != nil && !info.matches(l.c.roots) {
 		return fmt.Errorf("%s is about other keys than %s and %s: one of the three is not from this directory; restore it from a backup",
 			path, rootCAKey, rootK256)
