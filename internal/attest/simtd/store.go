@@ -38,6 +38,13 @@ type state struct {
 
 // loadOrMake reads td.json or makes it, and sees to root-ca.pem.
 func loadOrMake(cfg Config) (*state, error) {
+	if cfg.Ephemeral {
+		st, err := loadState(cfg.Dir)
+		if err != nil {
+			return nil, err
+		}
+		return st, st.override(cfg)
+	}
 	if _, err := durable.MkdirAll(durable.OS{}, cfg.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making directory: %w", err)
 	}
@@ -139,7 +146,7 @@ func (st *state) override(cfg Config) error {
 		return fmt.Errorf("encoding measurements: %w", err)
 	}
 	st.set = merged
-	if bytes.Equal(before, after) {
+	if cfg.Ephemeral || bytes.Equal(before, after) {
 		return nil
 	}
 	return locked(cfg.Dir, func() error { return st.save(cfg.Dir) })

@@ -333,3 +333,26 @@ func TestFilesAreIssuedAnewWhenAnHourOld(t *testing.T) {
 		t.Errorf("TCB info in the files = %s, %v, want the dates of the new hour", got.TCBInfo, err)
 	}
 }
+
+func TestAnEphemeralTDKeepsNothing(t *testing.T) {
+	dir := t.TempDir()
+	td := open(t, simtd.Config{Dir: dir})
+	before := tree(t, dir)
+	other := open(t, simtd.Config{Dir: dir, Ephemeral: true, Measurements: simtd.Measurements{ComposeHash: make([]byte, 32)}})
+	if diff := cmp.Diff(before, tree(t, dir)); diff != "" {
+		t.Errorf("directory after an ephemeral Open (-before +after)\n%s", diff)
+	}
+	if !other.Root().Equal(td.Root()) || other.RTMR()[3] == td.RTMR()[3] || other.RTMR()[0] != td.RTMR()[0] {
+		t.Errorf("an ephemeral TD with another compose hash has root %v and RTMRs %x, want the same root and another RTMR3 alone", other.Root().Subject, other.RTMR())
+	}
+	if again := open(t, simtd.Config{Dir: dir}); again.RTMR() != td.RTMR() {
+		t.Errorf("RTMRs after an ephemeral Open = %x, want %x", again.RTMR(), td.RTMR())
+	}
+	missing := filepath.Join(t.TempDir(), "none")
+	if _, err := simtd.Open(simtd.Config{Dir: missing, Ephemeral: true}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Open(missing, ephemeral) = %v, want %v", err, fs.ErrNotExist)
+	}
+	if _, err := os.Stat(missing); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Stat(%s) = %v, want %v", missing, err, fs.ErrNotExist)
+	}
+}

@@ -34,6 +34,10 @@ type Config struct {
 	// Measurements override those the directory has, field by field; they are
 	// kept in it. The zero value changes nothing.
 	Measurements Measurements
+	// Ephemeral opens a directory that must be there already, and keeps
+	// nothing in it: Measurements hold for this TD alone. It is another machine
+	// under the same root.
+	Ephemeral bool
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 	// Shape is the form of the quotes that [TD.Attest] makes; zero is version 4.
