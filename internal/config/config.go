@@ -46,6 +46,7 @@ func Default() *Config {
 			CertDir:                  "/etc/kms/certs",
 			EnforceSelfAuthorization: true,
 			AttestRPCCert:            true,
+			KMSKeyRelease:            ReleasePublic,
 			Limits:                   defaultLimits(),
 			Attestation:              Attestation{Provider: ProviderAuto, Timeout: 30 * time.Second},
 			Image: Image{
@@ -53,11 +54,13 @@ func Default() *Config {
 				CacheDir:        "/usr/share/dstack/images",
 				DownloadURL:     "http://localhost:8000/{OS_IMAGE_HASH}.tar.gz",
 				DownloadTimeout: 2 * time.Minute,
+				MaxDownload:     1 << 30,
 			},
 			AuthAPI: AuthAPI{
-				Type:    AuthWebhook,
-				Webhook: AuthWebhookSection{URL: "http://auth-api:8000"},
-				Dev:     AuthDevSection{GatewayAppID: "any"},
+				Type:     AuthWebhook,
+				Webhook:  AuthWebhookSection{URL: "http://auth-api:8000", Timeout: 10 * time.Second},
+				Dev:      AuthDevSection{GatewayAppID: "any"},
+				Ethereum: AuthEthereumSection{Finality: FinalityFinalized, Timeout: 10 * time.Second},
 			},
 			Onboard: Onboard{Enabled: true, QuoteEnabled: true, Address: "0.0.0.0", Port: 9100},
 			Metrics: Metrics{Enabled: true},
@@ -79,6 +82,9 @@ func defaultLimits() Limits {
 		Connections:   1024,
 		Concurrency:   256,
 		Streams:       64,
+
+		AppraisalsPerSecond: 50,
+		AppraisalsBurst:     200,
 	}
 }
 

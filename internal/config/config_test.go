@@ -213,11 +213,8 @@ htpasswd_file = ""
 insecure_no_auth = false
 `)
 	want := []string{
-		"core.admin.address", "core.admin.auth_token", "core.admin.enabled", "core.admin.htpasswd_file",
-		"core.admin.insecure_no_auth", "core.admin.port", "core.admin_token_hash", "core.attest_rpc_cert",
-		"core.attestation.urls.amd_kds", "core.auth_api.webhook.url", "core.aws_nitro_tpm_key_release",
-		"core.enforce_self_authorization", "core.image.cache_dir", "core.image.download_timeout",
-		"core.image.download_url", "core.image.verify", "core.onboard.limits.deeper", "core.onboard.limits.deeper.still",
+		"core.admin_token_hash", "core.attestation.urls.amd_kds", "core.aws_nitro_tpm_key_release",
+		"core.onboard.limits.deeper", "core.onboard.limits.deeper.still",
 		"core.sev_snp_key_release", "core.subject_postfix",
 		"default.ident", "default.keep_alive", "default.log_level", "default.max_blocking", "default.temp_dir", "default.workers",
 		"rpc.limits", "rpc.tls.certs", "rpc.tls.key", "rpc.tls.mutual.ca_certs", "rpc.workers",
@@ -263,11 +260,12 @@ core.image.verify = false
 core.auth_api.type = "dev"
 core.onboard.quote_enabled = false
 core.admin.insecure_no_auth = true
+core.admin.insecure_plaintext = true
 `)
 	want := []string{
 		"rpc.insecure_plaintext", "core.enforce_self_authorization", "core.attestation.provider",
 		"core.attestation.insecure_allow_external_trust_anchors", "core.image.verify", "core.auth_api.type",
-		"core.onboard.quote_enabled", "core.admin.insecure_no_auth",
+		"core.onboard.quote_enabled", "core.admin.insecure_no_auth", "core.admin.insecure_plaintext",
 	}
 	if diff := cmp.Diff(want, c.InsecureSettings()); diff != "" {
 		t.Errorf("InsecureSettings() differs (-want +got):\n%s", diff)

@@ -62,6 +62,7 @@ func (c *Config) InsecureSettings() []string {
 		{"core.auth_api.type", c.Core.AuthAPI.Type == AuthDev},
 		{"core.onboard.quote_enabled", !c.Core.Onboard.QuoteEnabled},
 		{"core.admin.insecure_no_auth", c.Core.Admin.InsecureNoAuth},
+		{"core.admin.insecure_plaintext", c.Core.Admin.InsecurePlaintext},
 	} {
 		if s.on {
 			keys = append(keys, s.path)

@@ -23,6 +23,7 @@ func (c *Config) readSecrets() []string {
 		file   string
 	}{
 		{"core.onboard.setup_token", &c.Core.Onboard.SetupToken, c.Core.Onboard.SetupTokenFile},
+		{"core.auth_api.webhook.token", &c.Core.AuthAPI.Webhook.Token, c.Core.AuthAPI.Webhook.TokenFile},
 		{"core.admin.auth_token", &c.Core.Admin.AuthToken, c.Core.Admin.AuthTokenFile},
 	} {
 		if s.file == "" {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"time"
 
 	"teekms/internal/keys"
@@ -12,7 +13,7 @@ import (
 type Ignored struct{}
 
 // Config is the whole of kms.toml. The tag kms:"idle" marks a key, or a section,
-// that is checked like every other and has no effect in this version.
+// that is checked like every other and has no effect.
 type Config struct {
 	// Default is a section of the peer that configures its web framework.
 	Default WebFramework `toml:"default"`
@@ -86,9 +87,12 @@ type Core struct {
 	SiteName string `toml:"site_name"`
 	// EnforceSelfAuthorization asks core.auth_api whether this KMS itself may
 	// hold root keys.
-	EnforceSelfAuthorization bool `toml:"enforce_self_authorization" kms:"idle"`
+	EnforceSelfAuthorization bool `toml:"enforce_self_authorization"`
 	// AttestRPCCert puts Evidence into rpc.crt.
-	AttestRPCCert bool `toml:"attest_rpc_cert" kms:"idle"`
+	AttestRPCCert bool `toml:"attest_rpc_cert"`
+	// KMSKeyRelease says where replicas can get the root keys: one of the
+	// Release constants.
+	KMSKeyRelease string `toml:"kms_key_release"`
 	// SEVSNPKeyRelease and AWSNitroTPMKeyRelease are about platforms that this
 	// KMS does not release keys to.
 	SEVSNPKeyRelease      Ignored `toml:"sev_snp_key_release"`
@@ -96,12 +100,22 @@ type Core struct {
 
 	Limits      Limits      `toml:"limits"`
 	Attestation Attestation `toml:"attestation"`
-	Image       Image       `toml:"image" kms:"idle"`
+	Image       Image       `toml:"image"`
 	AuthAPI     AuthAPI     `toml:"auth_api"`
 	Onboard     Onboard     `toml:"onboard"`
 	Metrics     Metrics     `toml:"metrics"`
-	Admin       Admin       `toml:"admin" kms:"idle"`
+	Admin       Admin       `toml:"admin"`
 }
+
+// The values of core.kms_key_release.
+const (
+	// ReleasePublic serves KMS.GetKmsKey on the listener of the KMS.
+	ReleasePublic = "public"
+	// ReleaseAdmin serves it on the listener of administrators.
+	ReleaseAdmin = "admin"
+	// ReleaseOff serves it nowhere.
+	ReleaseOff = "off"
+)
 
 // Limits is [core.limits]: what one listener bears. All are positive.
 type Limits struct {
@@ -125,6 +139,10 @@ type Limits struct {
 	Connections int64 `toml:"connections"`
 	Concurrency int64 `toml:"concurrency"`
 	Streams     int64 `toml:"streams"`
+	// AppraisalsPerSecond is how many pieces of Evidence one address may have
+	// appraised on average, AppraisalsBurst how many at once.
+	AppraisalsPerSecond int64 `toml:"appraisals_per_second"`
+	AppraisalsBurst     int64 `toml:"appraisals_burst"`
 }
 
 // The values of core.attestation.provider.
@@ -195,10 +213,18 @@ type Simulator struct {
 
 // Image is [core.image]: verification of OS images.
 type Image struct {
-	Verify          bool          `toml:"verify"`
-	CacheDir        string        `toml:"cache_dir"`
-	DownloadURL     string        `toml:"download_url"`
+	// Verify compares what was measured with what the image must measure as.
+	Verify bool `toml:"verify"`
+	// AllowlistFile lists images with their measurements; empty is none.
+	AllowlistFile string `toml:"allowlist_file"`
+	// CacheDir keeps images that were downloaded.
+	CacheDir string `toml:"cache_dir"`
+	// DownloadURL is where images are fetched, {OS_IMAGE_HASH} standing for
+	// the hash; empty downloads none.
+	DownloadURL string `toml:"download_url"`
+	// DownloadTimeout and MaxDownload (bytes) bound one download.
 	DownloadTimeout time.Duration `toml:"download_timeout"`
+	MaxDownload     int64         `toml:"max_download"`
 }
 
 // The values of core.auth_api.type.
@@ -213,14 +239,49 @@ const (
 type AuthAPI struct {
 	// Type is one of the Auth constants.
 	Type string `toml:"type"`
-	// Webhook is for type webhook, Dev for type dev.
-	Webhook AuthWebhookSection `toml:"webhook" kms:"idle"`
-	Dev     AuthDevSection     `toml:"dev"`
+	// Webhook is for type webhook, Dev for type dev, Ethereum for type
+	// ethereum.
+	Webhook  AuthWebhookSection  `toml:"webhook"`
+	Dev      AuthDevSection      `toml:"dev"`
+	Ethereum AuthEthereumSection `toml:"ethereum"`
 }
 
 // AuthWebhookSection is [core.auth_api.webhook].
 type AuthWebhookSection struct {
+	// URL is the base of the service that decides.
 	URL string `toml:"url"`
+	// Timeout bounds one question.
+	Timeout time.Duration `toml:"timeout"`
+	// Token is presented as a bearer token; empty presents none. TokenFile is
+	// a file that holds it.
+	Token     keys.Secret `toml:"token"`
+	TokenFile string      `toml:"token_file"`
+	// CAFile holds the roots (PEM) that the service's certificate is checked
+	// against, in place of the system's.
+	CAFile string `toml:"ca_file"`
+}
+
+// The values of core.auth_api.ethereum.finality.
+const (
+	FinalityLatest    = "latest"
+	FinalitySafe      = "safe"
+	FinalityFinalized = "finalized"
+)
+
+// AuthEthereumSection is [core.auth_api.ethereum].
+type AuthEthereumSection struct {
+	// RPCURL is an Ethereum node's JSON-RPC; it may hold a password.
+	RPCURL keys.Secret `toml:"rpc_url"`
+	// KMSContractAddress is the contract that decides, 0x and 40 hex digits.
+	KMSContractAddress string `toml:"kms_contract_address"`
+	// ChainID is what the node must say its chain is.
+	ChainID int64 `toml:"chain_id"`
+	// Finality is the block that is read: latest, safe or finalized.
+	Finality string `toml:"finality"`
+	// Confirmations is how many blocks before the latest one is read.
+	Confirmations int64 `toml:"confirmations"`
+	// Timeout bounds one question.
+	Timeout time.Duration `toml:"timeout"`
 }
 
 // AuthDevSection is [core.auth_api.dev].
@@ -272,8 +333,23 @@ type Admin struct {
 	HtpasswdFile  string      `toml:"htpasswd_file"`
 	// InsecureNoAuth serves the Admin service to everyone who reaches it.
 	InsecureNoAuth bool `toml:"insecure_no_auth"`
+	// TLS serves it with TLS on a loopback address too; elsewhere it always is,
+	// unless InsecurePlaintext says otherwise. Use [Admin.WithTLS].
+	TLS               bool `toml:"tls"`
+	InsecurePlaintext bool `toml:"insecure_plaintext"`
 
 	WebFramework
+}
+
+// WithTLS tells whether the listener speaks TLS: always, except on a loopback
+// address, as existing operators' scripts know it, or where it was forbidden.
+func (a Admin) WithTLS() bool {
+	if a.InsecurePlaintext {
+		return false
+	}
+	ip, err := netip.ParseAddr(a.Address)
+	loopback := err == nil && ip.Unmap().IsLoopback() || a.Address == "localhost"
+	return a.TLS || !loopback
 }
 
 // Log is [log].

@@ -39,6 +39,9 @@ func (c *Config) problems() []string {
 	ch.address("rpc.address", c.RPC.Address)
 	ch.check(c.Core.CertDir != "", "core.cert_dir", "a directory is required")
 	ch.url("core.pccs_url", c.Core.PCCSURL)
+	ch.oneOf("core.kms_key_release", c.Core.KMSKeyRelease, ReleasePublic, ReleaseAdmin, ReleaseOff)
+	ch.check(c.Core.KMSKeyRelease != ReleaseAdmin || c.Core.Admin.Enabled && c.Core.Admin.WithTLS(), "core.kms_key_release",
+		`"admin" needs core.admin.enabled = true and TLS there (core.admin.tls = true), which replicas prove themselves in`)
 	ch.limits(c.Core.Limits)
 	ch.attestation(c.Core.Attestation)
 	both := c.Core.PCCSURL != "" && c.Core.Attestation.URLs.PCCS != ""
@@ -65,6 +68,8 @@ func (ch *checker) limits(l Limits) {
 		{"core.limits.connections", l.Connections, 1, 1 << 20},
 		{"core.limits.concurrency", l.Concurrency, 1, 1 << 20},
 		{"core.limits.streams", l.Streams, 1, 1 << 16},
+		{"core.limits.appraisals_per_second", l.AppraisalsPerSecond, 1, 1 << 20},
+		{"core.limits.appraisals_burst", l.AppraisalsBurst, 1, 1 << 20},
 	} {
 		ch.check(n.min <= n.value && n.value <= n.max, n.path, "must be from %d to %d", n.min, n.max)
 	}
@@ -126,9 +131,11 @@ func (ch *checker) simulator(s Simulator) {
 }
 
 func (ch *checker) image(i Image) {
-	ch.check(!i.Verify || i.CacheDir != "", "core.image.cache_dir", "a directory is required when core.image.verify is true")
+	ch.check(!i.Verify || i.DownloadURL == "" || i.CacheDir != "", "core.image.cache_dir",
+		"a directory is required when core.image.verify is true and core.image.download_url is set")
 	ch.url("core.image.download_url", i.DownloadURL)
 	ch.duration("core.image.download_timeout", i.DownloadTimeout)
+	ch.check(i.MaxDownload >= 1<<20 && i.MaxDownload <= 1<<40, "core.image.max_download", "must be from %d to %d", 1<<20, int64(1)<<40)
 }
 
 func (ch *checker) authAPI(a AuthAPI) {
@@ -136,6 +143,28 @@ func (ch *checker) authAPI(a AuthAPI) {
 	ch.check(a.Type != AuthWebhook || a.Webhook.URL != "", "core.auth_api.webhook.url",
 		`required when core.auth_api.type is "webhook"`)
 	ch.url("core.auth_api.webhook.url", a.Webhook.URL)
+	ch.duration("core.auth_api.webhook.timeout", a.Webhook.Timeout)
+	ch.token("core.auth_api.webhook.token", a.Webhook.Token)
+	ch.check(a.Webhook.CAFile == "" || !strings.HasPrefix(a.Webhook.URL, "http://"), "core.auth_api.webhook.ca_file",
+		"has no meaning for an http URL")
+	ch.ethereum(a.Ethereum, a.Type == AuthEthereum)
+}
+
+func (ch *checker) ethereum(e AuthEthereumSection, chosen bool) {
+	const path, when = "core.auth_api.ethereum.", `required when core.auth_api.type is "ethereum"`
+	ch.check(!chosen || e.RPCURL.Len() > 0, path+"rpc_url", when)
+	ch.url(path+"rpc_url", string(e.RPCURL.Bytes()))
+	ch.check(!chosen || e.KMSContractAddress != "", path+"kms_contract_address", when)
+	digits, prefixed := strings.CutPrefix(e.KMSContractAddress, "0x")
+	address, err := hex.DecodeString(digits)
+	ch.check(e.KMSContractAddress == "" || prefixed && err == nil && len(address) == 20, path+"kms_contract_address",
+		"must be 0x and 40 hex digits")
+	ch.check(!chosen || e.ChainID > 0, path+"chain_id", when+", and positive")
+	ch.oneOf(path+"finality", e.Finality, FinalityLatest, FinalitySafe, FinalityFinalized)
+	ch.check(e.Confirmations >= 0 && e.Confirmations <= 1<<20, path+"confirmations", "must be from 0 to %d", 1<<20)
+	ch.check(e.Confirmations == 0 || e.Finality == FinalityLatest, path+"confirmations",
+		`counts back from the latest block: set core.auth_api.ethereum.finality = "latest"`)
+	ch.duration(path+"timeout", e.Timeout)
 }
 
 func (ch *checker) onboard(o Onboard) {
@@ -154,6 +183,7 @@ func (ch *checker) admin(a Admin) {
 	credentials := a.AuthToken.Len() > 0 || a.HtpasswdFile != ""
 	ch.check(!a.Enabled || credentials || a.InsecureNoAuth, "core.admin.enabled",
 		"needs core.admin.auth_token, auth_token_file or htpasswd_file")
+	ch.check(!a.TLS || !a.InsecurePlaintext, "core.admin.insecure_plaintext", "contradicts core.admin.tls = true")
 	ch.check(!credentials || !a.InsecureNoAuth, "core.admin.insecure_no_auth",
 		"contradicts the credentials that are set beside it")
 }

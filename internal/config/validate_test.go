@@ -11,6 +11,8 @@ import (
 	"teekms/internal/config"
 )
 
+const needsAdmin = `core.kms_key_release: "admin" needs core.admin.enabled = true and TLS there (core.admin.tls = true), which replicas prove themselves in`
+
 func TestValueProblems(t *testing.T) {
 	tests := []struct{ name, doc, want string }{
 		{"address", "rpc.address = 'kms.example.com'", "rpc.address: must be an IP address or localhost"},
@@ -34,7 +36,7 @@ func TestValueProblems(t *testing.T) {
 		{"connections", "core.limits.connections = -1", "core.limits.connections: must be from 1 to 1048576"},
 		{"drain", "core.limits.drain_timeout = '-1s'", "core.limits.drain_timeout: must be more than 0s and at most 24h"},
 		{"idle", "core.limits.idle_timeout = '25h'", "core.limits.idle_timeout: must be more than 0s and at most 24h"},
-		{"image cache", "core.image.cache_dir = ''", "core.image.cache_dir: a directory is required when core.image.verify is true"},
+		{"image cache", "core.image.cache_dir = ''", "core.image.cache_dir: a directory is required when core.image.verify is true and core.image.download_url is set"},
 		{"image URL", "core.image.download_url = '{OS_IMAGE_HASH}'", "core.image.download_url: must be an absolute http or https URL"},
 		{"authorizer", "core.auth_api.type = 'allow'", "core.auth_api.type: must be one of dev, webhook, registry, ethereum"},
 		{"webhook without URL", "core.auth_api.webhook.url = ''", `core.auth_api.webhook.url: required when core.auth_api.type is "webhook"`},
@@ -43,6 +45,20 @@ func TestValueProblems(t *testing.T) {
 		{"token with a line feed", `core.admin.auth_token = "a\nb"`, "core.admin.auth_token: must be printable ASCII without spaces"},
 		{"admin without credentials", "core.admin.enabled = true", "core.admin.enabled: needs core.admin.auth_token, auth_token_file or htpasswd_file"},
 		{"admin with too many", "core.admin.insecure_no_auth = true\ncore.admin.auth_token = 'x'", "core.admin.insecure_no_auth: contradicts the credentials that are set beside it"},
+		{"admin with and without TLS", "core.admin.insecure_plaintext = true\ncore.admin.tls = true", "core.admin.insecure_plaintext: contradicts core.admin.tls = true"},
+		{"root keys", "core.kms_key_release = 'private'", "core.kms_key_release: must be one of public, admin, off"},
+		{"root keys where nobody listens", "core.kms_key_release = 'admin'", needsAdmin},
+		{"appraisals", "core.limits.appraisals_per_second = 0", "core.limits.appraisals_per_second: must be from 1 to 1048576"},
+		{"burst of appraisals", "core.limits.appraisals_burst = 0", "core.limits.appraisals_burst: must be from 1 to 1048576"},
+		{"size of images", "core.image.max_download = 1", "core.image.max_download: must be from 1048576 to 1099511627776"},
+		{"webhook timeout", "core.auth_api.webhook.timeout = '0s'", "core.auth_api.webhook.timeout: must be more than 0s and at most 24h"},
+		{"webhook token with a space", "core.auth_api.webhook.token = 'a b'", "core.auth_api.webhook.token: must be printable ASCII without spaces"},
+		{"roots for plain HTTP", "core.auth_api.webhook.ca_file = '/x'", "core.auth_api.webhook.ca_file: has no meaning for an http URL"},
+		{"contract", "core.auth_api.ethereum.kms_contract_address = '0x1234'", "core.auth_api.ethereum.kms_contract_address: must be 0x and 40 hex digits"},
+		{"finality", "core.auth_api.ethereum.finality = 'soon'", "core.auth_api.ethereum.finality: must be one of latest, safe, finalized"},
+		{"confirmations of a final block", "core.auth_api.ethereum.confirmations = 2", `core.auth_api.ethereum.confirmations: counts back from the latest block: set core.auth_api.ethereum.finality = "latest"`},
+		{"Ethereum timeout", "core.auth_api.ethereum.timeout = '0s'", "core.auth_api.ethereum.timeout: must be more than 0s and at most 24h"},
+		{"Ethereum node", "core.auth_api.ethereum.rpc_url = 'ws:x'", "core.auth_api.ethereum.rpc_url: must be an absolute http or https URL"},
 		{"log level", "log.level = 'trace'", "log.level: must be one of debug, info, warn, error"},
 		{"log format", "log.format = 'xml'", "log.format: must be one of console, json"},
 	}
@@ -86,10 +102,40 @@ func TestValuesThatAreFine(t *testing.T) {
 		"core.onboard.setup_token = 'auto'",
 		"core.admin = { enabled = true, insecure_no_auth = true }",
 		"core.admin = { enabled = true, htpasswd_file = '/x' }",
-		"core.auth_api = { type = 'ethereum', webhook.url = '' }",
+		"core.auth_api = { type = 'registry', webhook.url = '' }",
+		"core.auth_api = { type = 'ethereum', ethereum = { rpc_url = 'http://127.0.0.1:8545', chain_id = 1, kms_contract_address = '0x00112233445566778899aabbccddeeff00112233' } }",
+		"core.auth_api.ethereum = { finality = 'latest', confirmations = 6 }",
+		"core.auth_api.webhook = { url = 'https://auth', ca_file = '/x', token = 't' }",
 		"core.image = { verify = false, cache_dir = '' }",
+		"core.image = { download_url = '', cache_dir = '' }",
+		"core.kms_key_release = 'off'",
+		"core.kms_key_release = 'admin'\ncore.admin = { enabled = true, tls = true, auth_token = 'x' }",
+		"core.kms_key_release = 'admin'\ncore.admin = { enabled = true, address = '10.0.0.1', auth_token = 'x' }",
 	} {
 		parse(t, doc)
+	}
+}
+
+func TestEthereumNeedsItsSection(t *testing.T) {
+	const when = ` required when core.auth_api.type is "ethereum"`
+	want := []string{
+		"core.auth_api.ethereum.rpc_url:" + when, "core.auth_api.ethereum.kms_contract_address:" + when,
+		"core.auth_api.ethereum.chain_id:" + when + ", and positive",
+	}
+	if diff := cmp.Diff(want, problems(t, "core.auth_api.type = 'ethereum'")); diff != "" {
+		t.Errorf("problems differ (-want +got):\n%s", diff)
+	}
+}
+
+func TestAdminWithTLS(t *testing.T) {
+	for doc, want := range map[string]bool{
+		"": false, "address = '127.0.0.1'": false, "address = 'localhost'": false, "address = '::1'": false,
+		"address = '::ffff:127.0.0.1'": false, "tls = true": true, "address = '0.0.0.0'": true, "address = '::'": true,
+		"address = '10.0.0.1'": true, "address = '10.0.0.1', insecure_plaintext = true": false,
+	} {
+		if got := parse(t, "core.admin = { "+doc+" }").Core.Admin.WithTLS(); got != want {
+			t.Errorf("WithTLS() of %q = %v, want %v", doc, got, want)
+		}
 	}
 }
 
@@ -105,7 +151,10 @@ func TestSetupTokenIsAuto(t *testing.T) {
 // or wrong, and looks for it in all that comes out.
 func TestSecretsDoNotPrint(t *testing.T) {
 	const canary = "canary0123456789"
-	c := parse(t, "core.onboard.setup_token = '"+canary+"'\ncore.admin.auth_token = '"+canary+"'")
+	c := parse(t, strings.Join([]string{
+		"core.onboard.setup_token = '" + canary + "'", "core.admin.auth_token = '" + canary + "'",
+		"core.auth_api.webhook.token = '" + canary + "'", "core.auth_api.ethereum.rpc_url = 'http://user:" + canary + "@host'",
+	}, "\n"))
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x"} {
 		if got := fmt.Sprintf(verb, c); strings.Contains(got, canary) || strings.Contains(got, fmt.Sprintf("%x", canary)) {
 			t.Errorf("Sprintf(%s) holds the secret", verb)
@@ -123,6 +172,8 @@ func TestSecretsDoNotPrint(t *testing.T) {
 		"core.pccs_url = 'pccs://user:" + canary + "@host'",
 		"core.limits.read_timeout = '" + canary + "'",
 		"core.auth_api.type = '" + canary + "'",
+		"core.auth_api.webhook.token = '" + canary + " '",
+		"core.auth_api.ethereum.rpc_url = 'ws://user:" + canary + "@host'",
 		"core.onboard.setup_token = 9e99999999999999",
 	} {
 		if got := strings.Join(problems(t, doc), "\n"); strings.Contains(got, canary) || strings.Contains(got, "9999") {
