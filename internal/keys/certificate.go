@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -23,8 +22,14 @@ const (
 	rootCommonName = "Dstack KMS CA"
 	tempCommonName = "Dstack Client Temp CA"
 
+	appCommonName = "Dstack App CA"
+
 	// UsageRPC is the special usage of the RPC certificate of a KMS.
 	UsageRPC = "kms:rpc"
+	// UsageAppCA is the special usage of the CA certificate of an application.
+	UsageAppCA = "app:ca"
+	// UsageApp is the special usage of a certificate of an application.
+	UsageApp = "app:custom"
 )
 
 // The last arcs of the extensions under 1.3.6.1.4.1.62397.1. Each holds an
@@ -97,26 +102,34 @@ func NewTempCA(key *ecdsa.PrivateKey, now time.Time) ([]byte, error) {
 }
 
 func selfSigned(key *ecdsa.PrivateKey, commonName string, pathLen int, now time.Time) ([]byte, error) {
+	template, err := newCATemplate(&key.PublicKey, commonName, pathLen, now)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return nil, fmt.Errorf("signing certificate %q: %w", commonName, err)
+	}
+	return der, nil
+}
+
+func newCATemplate(public *ecdsa.PublicKey, commonName string, pathLen int, now time.Time) (*x509.Certificate, error) {
 	template, err := newTemplate(now, CALifetime, organization, commonName)
 	if err != nil {
 		return nil, err
 	}
-	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
 		return nil, fmt.Errorf("encoding public key: %w", err)
 	}
-	id := sha256.Sum256(public)
+	id := sha256.Sum256(der)
 	template.SubjectKeyId = id[:20]
 	template.IsCA = true
 	template.BasicConstraintsValid = true
 	template.MaxPathLen = pathLen
 	template.MaxPathLenZero = pathLen == 0
 	template.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign | x509.KeyUsageCRLSign
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return nil, fmt.Errorf("signing certificate %q: %w", commonName, err)
-	}
-	return der, nil
+	return template, nil
 }
 
 // IssueRPC issues the certificate of the RPC listener, in DER: the domain as
@@ -136,12 +149,8 @@ func IssueRPC(req RPCRequest) ([]byte, error) {
 		return nil, err
 	}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
-	if addr, err := netip.ParseAddr(req.Domain); err == nil {
-		template.IPAddresses = []net.IP{addr.Unmap().AsSlice()}
-	} else {
-		template.DNSNames = []string{req.Domain}
-	}
-	template.ExtraExtensions, err = joinExtensions(Extension(ArcUsage, []byte(UsageRPC)), req.Extensions)
+	addNames(template, req.Domain)
+	template.ExtraExtensions, err = joinExtensions([]pkix.Extension{Extension(ArcUsage, []byte(UsageRPC))}, req.Extensions)
 	if err != nil {
 		return nil, fmt.Errorf("issuing RPC certificate: %w", err)
 	}
@@ -150,6 +159,18 @@ func IssueRPC(req RPCRequest) ([]byte, error) {
 		return nil, fmt.Errorf("issuing RPC certificate: %w", err)
 	}
 	return der, nil
+}
+
+// addNames adds subject alternative names of the right type: what reads as an
+// IP address is one, the rest are DNS names.
+func addNames(template *x509.Certificate, names ...string) {
+	for _, name := range names {
+		if addr, err := netip.ParseAddr(name); err == nil {
+			template.IPAddresses = append(template.IPAddresses, addr.Unmap().AsSlice())
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
 }
 
 // CertificatePEM encodes one certificate in DER as PEM.
@@ -172,8 +193,8 @@ func ParseCertificate(text []byte) (*x509.Certificate, error) {
 
 // joinExtensions refuses an extension that is given twice or that the template
 // makes itself: readers differ in which of two they believe.
-func joinExtensions(own pkix.Extension, extra []pkix.Extension) ([]pkix.Extension, error) {
-	all := []pkix.Extension{own}
+func joinExtensions(own, extra []pkix.Extension) ([]pkix.Extension, error) {
+	all := slices.Clone(own)
 	for _, e := range extra {
 		twice := slices.ContainsFunc(all, func(o pkix.Extension) bool { return o.Id.Equal(e.Id) })
 		standard := len(e.Id) == 4 && e.Id[0] == 2 && e.Id[1] == 5 && e.Id[2] == 29
