@@ -135,6 +135,9 @@ func (c *Chain) finish(call *call, r *http.Request) {
 	failed := c.settle(call)
 	took := c.now().Sub(call.start)
 	c.metrics.observe(call, failed, took)
+	if c.observe != nil && call.procedure != "" {
+		c.observe(call.procedure, failed)
+	}
 	level := zapcore.InfoLevel
 	if !failed && (call.reads || call.procedure == "") {
 		level = zapcore.DebugLevel

@@ -33,8 +33,7 @@ func (e *FieldError) Error() string { return e.Field + ": " + e.Reason }
 
 // Rule maps one kind of error to a code and the text that a client gets.
 type Rule struct {
-	code connect.Code
-	text func(error) (string, bool)
+	lookup func(error) (connect.Code, string, bool)
 }
 
 // Is makes a rule for errors that are sentinel. The client gets text, or the
@@ -43,17 +42,23 @@ func Is(sentinel error, code connect.Code, text string) Rule {
 	if text == "" {
 		text = sentinel.Error()
 	}
-	return Rule{code: code, text: func(err error) (string, bool) { return text, errors.Is(err, sentinel) }}
+	return Rule{func(err error) (connect.Code, string, bool) { return code, text, errors.Is(err, sentinel) }}
 }
 
 // As makes a rule for errors of type E. The client gets what text says of it.
 func As[E error](code connect.Code, text func(E) string) Rule {
-	return Rule{code: code, text: func(err error) (string, bool) {
+	return Coded(func(e E) (connect.Code, string) { return code, text(e) })
+}
+
+// Coded makes a rule for errors of type E that know their own code.
+func Coded[E error](public func(E) (connect.Code, string)) Rule {
+	return Rule{func(err error) (connect.Code, string, bool) {
 		e, ok := errors.AsType[E](err)
 		if !ok {
-			return "", false
+			return 0, "", false
 		}
-		return text(e), true
+		code, text := public(e)
+		return code, text, true
 	}}
 }
 
@@ -66,8 +71,8 @@ type Table []Rule
 // fits.
 func (t Table) Lookup(err error) (code connect.Code, text string, ok bool) {
 	for _, r := range t {
-		if text, ok := r.text(err); ok {
-			return r.code, text, true
+		if code, text, ok := r.lookup(err); ok {
+			return code, text, true
 		}
 	}
 	return connect.CodeInternal, "", false

@@ -49,6 +49,9 @@ type Config struct {
 	Errors Table
 	// Registry receives the metrics; nil means none are kept.
 	Registry prometheus.Registerer
+	// Observe is told how every call of a listed procedure ended, for counters
+	// of a service's own; nil is told nothing.
+	Observe func(procedure string, failed bool)
 	// ReadMaxBytes bounds a request message; 0 means DefaultReadMaxBytes.
 	ReadMaxBytes int
 	// Timeout bounds one call; 0 means DefaultTimeout.
@@ -67,6 +70,7 @@ type Chain struct {
 	admit   func(ctx context.Context) (context.Context, error)
 	errors  Table
 	metrics *metrics
+	observe func(procedure string, failed bool)
 	max     int
 	timeout time.Duration
 	slots   chan struct{} // holds a token per call in work
@@ -88,7 +92,7 @@ func New(c Config) (*Chain, error) {
 		return nil, err
 	}
 	ch := &Chain{
-		log: c.Log, access: c.Access, admit: c.Admit, metrics: m,
+		log: c.Log, access: c.Access, admit: c.Admit, metrics: m, observe: c.Observe,
 		errors: append(append(Table{}, c.Errors...), baseRules()...),
 		max:    c.ReadMaxBytes, timeout: c.Timeout, now: c.Now, ids: newIDSource(),
 	}
