@@ -129,7 +129,7 @@ func TestWhileABootstrapRuns(t *testing.T) {
 	if err := leaver.Close(); err != nil {
 		t.Fatal(err)
 	}
-	p.logs(t, "the caller of Bootstrap left; the bootstrap goes on")
+	p.logs(t, "the caller of Bootstrap left")
 
 	wantRefusal(t, get(t, http.DefaultClient, url+"/finish"), notYetText)
 	wantRefusal(t, post(t, url+"/prpc/Finish?json", ""), notYetText)

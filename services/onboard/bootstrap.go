@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"go.uber.org/zap"
-
 	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/attest"
 	"teekms/internal/attest/eventlog"
@@ -28,105 +26,13 @@ const debugAttributes = 0xff
 // caller leaves. The request_id of the one that succeeded gets its answer
 // again.
 func (s *Service) Bootstrap(ctx context.Context, req *onboardv1.BootstrapRequest) (*onboardv1.BootstrapResponse, error) {
-	for {
-		attempt, wait, err := s.begin(req)
-		switch {
-		case err != nil:
-			return nil, err
-		case wait == nil && attempt == nil:
-			return s.replay(req)
-		case attempt != nil:
-			return s.await(ctx, attempt, req)
-		}
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// outcome carries the result of one bootstrap to the caller that began it.
-type outcome struct {
-	response *onboardv1.BootstrapResponse
-	err      error
-}
-
-// begin decides under the lock what a call is: a repetition (nil, nil), one
-// that has to wait, or the next attempt, whose place it takes.
-func (s *Service) begin(req *onboardv1.BootstrapRequest) (attempt chan outcome, wait <-chan struct{}, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.done {
-		return nil, nil, nil
-	}
-	if err := validate(req); err != nil {
-		return nil, nil, err
-	}
-	if s.running != nil {
-		return nil, s.running, nil
-	}
-	s.running = make(chan struct{})
-	return make(chan outcome, 1), nil, nil
-}
-
-// replay answers a call that comes after the bootstrap.
-func (s *Service) replay(req *onboardv1.BootstrapRequest) (*onboardv1.BootstrapResponse, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.record != nil && s.requestID != "" && s.requestID == req.GetRequestId() {
-		return s.record, nil
-	}
-	return nil, ErrAlreadyBootstrapped
-}
-
-// await runs the attempt on a goroutine of the service's own and waits for it
-// as long as the caller does.
-func (s *Service) await(ctx context.Context, attempt chan outcome, req *onboardv1.BootstrapRequest) (*onboardv1.BootstrapResponse, error) {
-	s.background.Go(func() {
-		response, err := s.attempt(context.WithoutCancel(ctx), req.GetDomain())
-		s.conclude(req.GetRequestId(), response, err)
-		attempt <- outcome{response, err}
+	return s.once(ctx, job{
+		name: "Bootstrap", domain: req.GetDomain(), requestID: req.GetRequestId(),
+		validate: func() error { return validate(req) },
+		fill: func(ctx context.Context) (*onboardv1.BootstrapResponse, error) {
+			return s.bootstrap(ctx, req.GetDomain())
+		},
 	})
-	select {
-	case o := <-attempt:
-		return o.response, o.err
-	case <-ctx.Done():
-		s.cfg.Log.Warn("the caller of Bootstrap left; the bootstrap goes on")
-		return nil, ctx.Err()
-	}
-}
-
-// conclude publishes the outcome and lets the next caller in.
-func (s *Service) conclude(requestID string, response *onboardv1.BootstrapResponse, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case err == nil:
-		s.done, s.record, s.requestID = true, response, requestID
-	case errors.Is(err, ErrAlreadyBootstrapped):
-		s.done = true // by another process
-	}
-	close(s.running)
-	s.running = nil
-}
-
-// attempt is one bootstrap. A panic in it is an error like any other: the
-// service must let the next caller in.
-func (s *Service) attempt(ctx context.Context, domain string) (response *onboardv1.BootstrapResponse, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			response, err = nil, fmt.Errorf("bootstrapping: panic: %v", p)
-		}
-	}()
-	s.cfg.Log.Info("Bootstrapping", zap.String("domain", domain))
-	response, err = s.bootstrap(ctx, domain)
-	if err != nil {
-		s.cfg.Log.Error("Bootstrap failed", zap.NamedError("err", err))
-		return nil, err
-	}
-	s.cfg.Log.Info("Bootstrap completed", zap.String("domain", domain))
-	return response, nil
 }
 
 // bootstrap makes keys, has them quoted, checks the quote and commits.

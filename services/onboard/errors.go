@@ -10,6 +10,7 @@ import (
 
 	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/attest"
+	"teekms/internal/authz"
 	"teekms/internal/keys"
 	"teekms/internal/keys/keystore"
 	"teekms/internal/rpc"
@@ -21,8 +22,9 @@ var ErrAlreadyBootstrapped = keystore.ErrAlreadyBootstrapped
 // ErrNotBootstrapped refuses Finish while there is nothing to finish.
 var ErrNotBootstrapped = errors.New("not bootstrapped yet: there is nothing to finish")
 
-// errPeerOnboarding refuses Onboard.Onboard.
-var errPeerOnboarding = errors.New("onboarding from a peer is not available in this version")
+// errNoQuotes refuses Onboard where this trust domain could not prove itself to
+// its source.
+var errNoQuotes = errors.New("onboarding from a peer needs quotes: core.onboard.quote_enabled is false")
 
 // noAttesterText is what operators know this failure by.
 const noAttesterText = "tappd socket not found"
@@ -40,14 +42,61 @@ func (e *OwnQuoteError) Error() string {
 
 func (e *OwnQuoteError) Unwrap() error { return e.Err }
 
+// SourceError refuses a peer as the source of root keys, or what it answered.
+// Its text is for the caller.
+type SourceError struct {
+	// Reason says what is wrong with the peer.
+	Reason string
+	// Err is the cause, for the log; it may be nil.
+	Err error
+}
+
+// Error returns "source KMS refused: REASON".
+func (e *SourceError) Error() string { return "source KMS refused: " + e.Reason }
+
+func (e *SourceError) Unwrap() error { return e.Err }
+
+// SourceDeniedError says that the peer gives this trust domain no keys. Its text
+// is for the caller.
+type SourceDeniedError struct {
+	// Reason is the peer's own.
+	Reason string
+	// Err is the cause, for the log; it may be nil.
+	Err error
+}
+
+// Error returns "source KMS denied: REASON".
+func (e *SourceDeniedError) Error() string { return "source KMS denied: " + e.Reason }
+
+func (e *SourceDeniedError) Unwrap() error { return e.Err }
+
+// SourceUnreachableError says that there is no connection to the peer, or no
+// more. Its text is for the caller.
+type SourceUnreachableError struct {
+	// Reason is a word about why, without addresses.
+	Reason string
+	// Err is the cause, for the log; it may be nil.
+	Err error
+}
+
+// Error returns "source KMS unreachable: REASON".
+func (e *SourceUnreachableError) Error() string { return "source KMS unreachable: " + e.Reason }
+
+func (e *SourceUnreachableError) Unwrap() error { return e.Err }
+
 // Errors is the table from the errors of this service to what callers see.
 func Errors() rpc.Table {
 	return rpc.Table{
 		rpc.Is(ErrAlreadyBootstrapped, connect.CodeAlreadyExists, ""),
 		rpc.Is(ErrNotBootstrapped, connect.CodeFailedPrecondition, ""),
-		rpc.Is(errPeerOnboarding, connect.CodeUnimplemented, ""),
+		rpc.Is(errNoQuotes, connect.CodeFailedPrecondition, ""),
 		rpc.Is(attest.ErrNoAttester, connect.CodeFailedPrecondition, noAttesterText),
 		rpc.As(connect.CodeFailedPrecondition, func(e *OwnQuoteError) string { return e.Error() }),
+		rpc.As(connect.CodeFailedPrecondition, func(e *SourceError) string { return e.Error() }),
+		rpc.As(connect.CodePermissionDenied, func(e *SourceDeniedError) string { return e.Error() }),
+		rpc.As(connect.CodeUnavailable, func(e *SourceUnreachableError) string { return e.Error() }),
+		rpc.Is(authz.ErrUnreachable, connect.CodeUnavailable, ""),
+		rpc.Is(authz.ErrMalformed, connect.CodeUnavailable, ""),
 		rpc.As(connect.CodeFailedPrecondition, func(e *keystore.PermissionError) string { return e.Error() }),
 		rpc.As(connect.CodeFailedPrecondition, func(e *keystore.DomainFileError) string { return e.Error() }),
 		rpc.Is(syscall.ENOSPC, connect.CodeResourceExhausted, "no space left for the key directory"),
@@ -82,7 +131,12 @@ func validate(req *onboardv1.BootstrapRequest) error {
 		return &rpc.FieldError{Field: "request_id", Reason: fmt.Sprintf("has %d bytes, at most %d are allowed", n, maxRequestID)}
 	}
 	if err := keys.ValidateDomain(req.GetDomain()); err != nil {
-		return &rpc.FieldError{Field: "domain", Reason: strings.TrimPrefix(err.Error(), "domain: ")}
+		return domainError(err)
 	}
 	return nil
+}
+
+// domainError makes a refusal of the field of what keys.ValidateDomain says.
+func domainError(err error) error {
+	return &rpc.FieldError{Field: "domain", Reason: strings.TrimPrefix(err.Error(), "domain: ")}
 }

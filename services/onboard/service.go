@@ -1,6 +1,7 @@
-// Package onboard makes the root keys of a KMS, once: it generates them in this
+// Package onboard gives a KMS its root keys, once: it generates them in this
 // trust domain, has them quoted, looks at the quote, and commits all of it to
-// the key directory. Create a [Service] with [New], mount it with
+// the key directory; or it takes over those of a peer KMS, after each side has
+// appraised the other on one connection. Create a [Service] with [New], mount it with
 // [Service.Handlers], and wait for [Service.Finished].
 package onboard
 
@@ -14,6 +15,7 @@ import (
 
 	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/attest"
+	"teekms/internal/authz"
 	"teekms/internal/keys"
 	"teekms/internal/keys/keystore"
 )
@@ -33,6 +35,11 @@ type verifier interface {
 	VerifyOffline(ctx context.Context, e *attest.Evidence) (*attest.Claims, error)
 }
 
+// authorizer is an authority on who may be a KMS (authz.Authorizer).
+type authorizer interface {
+	Authorize(ctx context.Context, r authz.Request) (authz.Decision, error)
+}
+
 // Config is what a Service stands on.
 type Config struct {
 	// Store is the key directory (required).
@@ -45,7 +52,12 @@ type Config struct {
 	// Verifier tells who signed the quotes of this TD (required with an
 	// Attester).
 	Verifier verifier
-	// SetupToken is what Bootstrap and Finish ask for; empty asks for nothing.
+	// Authorizer decides whether a peer may be the source of root keys, by what
+	// its verified Evidence says. Optional: without one, Evidence that verifies
+	// is enough.
+	Authorizer authorizer
+	// SetupToken is what Bootstrap, Onboard and Finish ask for; empty asks for
+	// nothing.
 	SetupToken keys.Secret
 	// SiteName is shown by GetAttestationInfo (optional).
 	SiteName string
@@ -67,12 +79,12 @@ type Service struct {
 	cfg Config
 
 	mu        sync.Mutex                   // guards the four fields below
-	running   chan struct{}                // closed when the bootstrap under way ends; nil when there is none
+	running   chan struct{}                // closed when the job under way ends; nil when there is none
 	done      bool                         // the key directory is complete
-	record    *onboardv1.BootstrapResponse // the answer of the bootstrap that succeeded in this process
+	record    *onboardv1.BootstrapResponse // the answer of the job that succeeded in this process
 	requestID string                       // its request_id, "" when it had none
 
-	background sync.WaitGroup // bootstraps, which outlive their callers
+	background sync.WaitGroup // jobs, which outlive their callers
 	finish     sync.Once
 	finished   chan struct{}
 
@@ -103,7 +115,7 @@ func New(cfg Config) (*Service, error) {
 // calls in flight are answered.
 func (s *Service) Finished() <-chan struct{} { return s.finished }
 
-// Wait returns when no bootstrap is under way. Call it when no new calls can
+// Wait returns when no job is under way. Call it when no new calls can
 // arrive and before the process ends.
 func (s *Service) Wait() { s.background.Wait() }
 
@@ -120,9 +132,4 @@ func (s *Service) Finish(context.Context, *onboardv1.FinishRequest) (*onboardv1.
 		close(s.finished)
 	})
 	return &onboardv1.FinishResponse{}, nil
-}
-
-// Onboard is not part of this version: a replica gets its keys from a backup.
-func (s *Service) Onboard(context.Context, *onboardv1.OnboardRequest) (*onboardv1.OnboardResponse, error) {
-	return nil, errPeerOnboarding
 }
