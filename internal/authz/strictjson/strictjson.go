@@ -90,7 +90,6 @@ func deep(text []byte) bool {
 	return false
 }
 
-
 // Has says whether the object has the member, of whatever type.
 func (o Object) Has(name string) bool {
 	_, ok := o[name]
