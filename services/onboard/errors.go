@@ -90,6 +90,7 @@ func Errors() rpc.Table {
 		rpc.Is(ErrAlreadyBootstrapped, connect.CodeAlreadyExists, ""),
 		rpc.Is(ErrNotBootstrapped, connect.CodeFailedPrecondition, ""),
 		rpc.Is(errNoQuotes, connect.CodeFailedPrecondition, ""),
+		rpc.Is(errNoSourceEvidence, connect.CodeFailedPrecondition, ""),
 		rpc.Is(attest.ErrNoAttester, connect.CodeFailedPrecondition, noAttesterText),
 		rpc.As(connect.CodeFailedPrecondition, func(e *OwnQuoteError) string { return e.Error() }),
 		rpc.As(connect.CodeFailedPrecondition, func(e *SourceError) string { return e.Error() }),

@@ -2,10 +2,16 @@ package onboard
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/url"
+	"time"
 
 	onboardv1 "teekms/gen/onboard/v1"
+	"teekms/internal/attest"
 	"teekms/internal/keys"
+	"teekms/internal/keys/keystore"
+	"teekms/internal/ratls"
 )
 
 // Onboard takes over the root keys of a peer KMS, once; in all that
@@ -38,6 +44,75 @@ func (s *Service) Onboard(ctx context.Context, req *onboardv1.OnboardRequest) (*
 	return &onboardv1.OnboardResponse{K256Pubkey: response.GetK256Pubkey()}, nil
 }
 
+// replicate fetches, checks and commits.
 func (s *Service) replicate(ctx context.Context, peer *url.URL, domain string) (*onboardv1.BootstrapResponse, error) {
-	return nil, errNoQuotes
+	replica, err := s.fetchFrom(ctx, peer)
+	if err != nil {
+		return nil, err
+	}
+	replica.Domain = domain
+	bundle, err := keystore.NewReplica(replica, s.cfg.Now())
+	if err != nil {
+		return nil, fmt.Errorf("issuing certificates: %w", err)
+	}
+	if err := s.cfg.Store.Commit(ctx, bundle); err != nil {
+		return nil, fmt.Errorf("committing the key directory: %w", err)
+	}
+	return &onboardv1.BootstrapResponse{CaPubkey: replica.Roots.CAPublic(), K256Pubkey: replica.Roots.K256Public()}, nil
+}
+
+// fetchFrom brings the keys of the peer.
+func (s *Service) fetchFrom(ctx context.Context, peer *url.URL) (keystore.Replica, error) {
+	own := &witness{attester: s.cfg.Attester, timeout: s.cfg.AttestTimeout}
+	cert := ratls.ClientCertConfig{Attester: own, Now: s.cfg.Now}
+	src, err := s.connect(ctx, peer, cert, own)
+	if errors.Is(err, errWantsIssuer) {
+		if cert.Issuer, err = s.temporaryCA(ctx, peer); err == nil {
+			src, err = s.connect(ctx, peer, cert, own)
+		}
+	}
+	if err != nil {
+		return keystore.Replica{}, err
+	}
+	defer src.Close()
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.PeerTimeout)
+	defer cancel()
+	return s.fetch(ctx, src, own.evidence.VMConfig)
+}
+
+// connect makes this side's certificate and the connection.
+func (s *Service) connect(ctx context.Context, peer *url.URL, cert ratls.ClientCertConfig, own *witness) (*source, error) {
+	certificate, err := ratls.NewCertificate(ctx, cert)
+	if err != nil {
+		return nil, fmt.Errorf("quoting the key of the client certificate: %w", err)
+	}
+	tlsConfig, err := s.peerTLS(&certificate, cert.Issuer != nil, own)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.PeerTimeout)
+	defer cancel()
+	return dialSource(ctx, peer, tlsConfig)
+}
+
+// witness is an attester that looks at what it made, and keeps it.
+type witness struct {
+	attester attest.Attester
+	timeout  time.Duration
+	evidence *attest.Evidence
+}
+
+// Attest implements attest.Attester.
+func (w *witness) Attest(ctx context.Context, rd attest.ReportData) (*attest.Evidence, error) {
+	ctx, cancel := context.WithTimeout(ctx, w.timeout)
+	defer cancel()
+	evidence, err := w.attester.Attest(ctx, rd)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller says what for
+	}
+	if err := checkOwnEvidence(evidence, rd); err != nil {
+		return nil, &OwnQuoteError{Err: err}
+	}
+	w.evidence = evidence
+	return evidence, nil
 }

@@ -67,6 +67,9 @@ type Config struct {
 	InsecureSettings []string
 	// AttestTimeout bounds the making of one quote (default 2 minutes).
 	AttestTimeout time.Duration
+	// PeerTimeout bounds the handshake with a peer, and again all that is asked
+	// of it, its own appraisal of this trust domain included (default 1 minute).
+	PeerTimeout time.Duration
 	// Now is the clock (default time.Now).
 	Now func() time.Time
 	// Log receives state changes (default none).
@@ -107,6 +110,9 @@ func New(cfg Config) (*Service, error) {
 	}
 	if cfg.AttestTimeout <= 0 {
 		cfg.AttestTimeout = 2 * time.Minute
+	}
+	if cfg.PeerTimeout <= 0 {
+		cfg.PeerTimeout = time.Minute
 	}
 	return &Service{cfg: cfg, done: cfg.Store.Complete(), finished: make(chan struct{}), info: newInfoCache()}, nil
 }

@@ -551,9 +551,3 @@ func TestAttestationInfoRefusesAQuoteOfAnotherRoot(t *testing.T) {
 	_, err := f.client.GetAttestationInfo(t.Context(), &onboardv1.GetAttestationInfoRequest{})
 	wantError(t, err, connect.CodeFailedPrecondition, "the quote of this trust domain is refused")
 }
-
-func TestOnboardFromAPeerIsRefused(t *testing.T) {
-	f := newFixture(t, nil)
-	_, err := f.client.Onboard(t.Context(), &onboardv1.OnboardRequest{SourceUrl: "https://peer:9100", Domain: "kms.example.com"})
-	wantError(t, err, connect.CodeUnimplemented, "not available in this version")
-}

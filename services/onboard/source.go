@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -23,28 +22,11 @@ import (
 const (
 	// dialTime bounds the making of the connection to a peer.
 	dialTime = 10 * time.Second
-	// peerTime bounds all that is asked of a peer, its own appraisal of this
-	// trust domain included.
-	peerTime = time.Minute
 	// maxKeyAnswer bounds the answer of GetKmsKey, in bytes: three keys.
 	maxKeyAnswer = 64 << 10
 	// maxMetaAnswer bounds that of GetMeta: a quote and an event log in hex.
 	maxMetaAnswer = 4 << 20
 )
-
-// handshakeError tells a peer that was refused from one that is gone.
-func handshakeError(err error) error {
-	if known, ok := errors.AsType[*SourceError](err); ok {
-		return known
-	}
-	if alert, ok := remoteAlert(err); ok {
-		return &SourceDeniedError{Reason: alert, Err: err}
-	}
-	if timedOut(err) {
-		return &SourceUnreachableError{Reason: unreachable(err), Err: err}
-	}
-	return &SourceUnreachableError{Reason: "the TLS handshake failed", Err: err}
-}
 
 // errSecondConnection refuses to leave the connection whose key was appraised.
 var errSecondConnection = errors.New("the source closed the connection before it had answered everything")
