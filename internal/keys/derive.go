@@ -80,12 +80,17 @@ func (r *Roots) AppDisk(appID, instanceID []byte) (Secret, error) {
 	return deriveDH(r.ca, string(appID), string(instanceID), labelAppDisk)
 }
 
+// EnvSecret derives the private half of [Roots.Env] alone, 32 bytes.
+func (r *Roots) EnvSecret(appID []byte) (Secret, error) {
+	if err := checkAppID(appID); err != nil {
+		return Secret{}, err
+	}
+	return deriveDH(r.ca, string(appID), labelEnv)
+}
+
 // Env derives the key to which the environment of an application is encrypted.
 func (r *Roots) Env(appID []byte) (*EnvKey, error) {
-	if err := checkAppID(appID); err != nil {
-		return nil, err
-	}
-	secret, err := deriveDH(r.ca, string(appID), labelEnv)
+	secret, err := r.EnvSecret(appID)
 	if err != nil {
 		return nil, err
 	}

@@ -1,104 +1,188 @@
-// Package kms is the KMS service: what a complete key directory serves. This
-// version answers GetMeta; every other procedure is refused as not implemented.
+// Package kms is the KMS service: keys and certificates for workloads that
+// prove what they are, and the public facts of this KMS. The Admin service, for
+// operators, is in it too.
 //
-// Make a [Service] with [New] and mount [Service.RPC] with serve.NewMux.
+// Make a [Service] with [New] and mount [Service.RPC] with serve.NewMux, on a
+// listener whose calls are admitted by a ratls.Server (docs/wire.md#release).
 package kms
 
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 	"unicode/utf8"
 
 	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/gen/kms/v1/kmsv1connect"
 	onboardv1 "teekms/gen/onboard/v1"
+	"teekms/internal/attest"
+	"teekms/internal/authz"
+	"teekms/internal/keys"
+	"teekms/internal/osimage"
+	"teekms/internal/ratls"
 	"teekms/internal/rpc"
 	"teekms/internal/serve"
 )
 
-// k256PublicSize is the length of a compressed secp256k1 point, in bytes.
-const k256PublicSize = 33
-
-// Facts are what GetMeta tells of the authorization service. A nil pointer is a
-// fact that does not apply.
-type Facts struct {
-	// AllowAnyUpgrade and IsDev are true when every application is allowed.
-	AllowAnyUpgrade, IsDev bool
-	// GatewayAppID is the application id of the gateway, "any" for no pinning.
-	GatewayAppID *string
-	// ContractAddress, ChainID and AppImplementation are the KMS contract, its
-	// chain, and the contract that applications are made from.
-	ContractAddress   *string
-	ChainID           *uint64
-	AppImplementation *string
+// Keys are what the service gives keys and certificates from.
+type Keys struct {
+	// Roots are the root keys.
+	Roots *keys.Roots
+	// RootCertificate is the root CA certificate, PEM, byte for byte as on disk:
+	// clients pin it.
+	RootCertificate []byte
+	// TempCertificate is the certificate of the temporary CA, PEM.
+	TempCertificate []byte
+	// TempKey is the key of the temporary CA, PKCS#8 PEM.
+	TempKey keys.Secret
+	// Domain is the name of this KMS, which no certificate of an application
+	// may have; empty reserves none.
+	Domain string
 }
 
-// DevFacts are the facts of the development authorizer, which allows
-// everything.
-func DevFacts(gatewayAppID string) Facts {
-	return Facts{AllowAnyUpgrade: true, IsDev: true, GatewayAppID: &gatewayAppID}
+// appraiser verifies Evidence that is bound to a public key (DER
+// SubjectPublicKeyInfo); *ratls.Appraiser is one.
+type appraiser interface {
+	Appraise(ctx context.Context, ev *attest.Evidence, spki []byte) (*ratls.Attested, error)
+}
+
+// images tells whether a quote is of the OS image that its owner names;
+// *osimage.Verifier is one.
+type images interface {
+	Verify(ctx context.Context, s osimage.Subject) (osimage.Result, error)
 }
 
 // Config of a [Service].
 type Config struct {
-	// RootCertificate is the PEM of the root CA certificate. Required.
+	// RootCertificate, K256Public and Facts make a service that serves GetMeta
+	// alone, when Keys.Roots is nil.
 	RootCertificate []byte
-	// K256Public is the compressed point of the root secp256k1 key (33 bytes).
-	// Required.
-	K256Public []byte
+	K256Public      []byte
+	Facts           Facts
+	// Keys are all required, but for the domain.
+	Keys Keys
 	// Bootstrap is the record of the bootstrap; nil where there is none.
 	Bootstrap *onboardv1.BootstrapResponse
-	// Facts are told by GetMeta.
-	Facts Facts
+	// Authorizer decides who may have keys. Required.
+	Authorizer authz.Authorizer
+	// Appraiser verifies the Evidence in signing requests. Required.
+	Appraiser appraiser
+	// Images verifies OS images. Required.
+	Images images
+	// Self describes this KMS to the Authorizer, which is asked about it in
+	// every call but GetMeta; nil means that it is not asked.
+	Self func(ctx context.Context) (authz.BootInfo, error)
+	// KMSKeyRelease says where root keys are handed to peers, one of the
+	// Release constants; empty means [ReleaseOff].
+	KMSKeyRelease string
 	// TrustRootSHA256 is the digest of the trust root that Evidence is verified
 	// against (32 bytes); empty without one.
 	TrustRootSHA256 []byte
 	// InsecureSettings are the switches in force that weaken security.
 	InsecureSettings []string
+	// Log gets a line for every release. Required.
+	Log *zap.Logger
+	// Metrics receives the counters; nil means none are kept.
+	Metrics prometheus.Registerer
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
 }
 
 // Service implements the KMS service. Make it with [New]. It may be called from
 // several goroutines.
 type Service struct {
-	meta      *kmsv1.GetMetaResponse
-	encodings rpc.Encodings
+	roots            *keys.Roots
+	rootCertificate  *x509.Certificate
+	rootPEM, tempPEM string
+	tempKey          keys.Secret
+	domain           string
+	authority        authz.Authorizer
+	appraiser        appraiser
+	images           images
+	self             self
+	keyRelease       string
+	log              *zap.Logger
+	metrics          *metrics
+	now              func() time.Time
+	meta             meta
+	encodings        rpc.Encodings
 }
 
 var _ kmsv1connect.KMSHandler = (*Service)(nil)
 
-// New returns the service. Nothing that GetMeta tells changes while a process
-// serves, so its answer is made here, once.
+// New returns the service.
 func New(c Config) (*Service, error) {
-	if len(c.RootCertificate) == 0 {
-		return nil, errors.New("making the KMS service: RootCertificate is required")
+	if c.Now == nil {
+		c.Now = time.Now //nolint:forbidigo // the default of an injected clock
 	}
-	if !bytes.HasPrefix(c.RootCertificate, []byte("-----BEGIN CERTIFICATE-----")) || !utf8.Valid(c.RootCertificate) {
-		return nil, errors.New("making the KMS service: RootCertificate is not PEM")
+	if c.Keys.Roots == nil && len(c.K256Public) != 0 {
+		return metaOnly(c), nil
 	}
-	if len(c.K256Public) != k256PublicSize {
-		return nil, fmt.Errorf("making the KMS service: K256Public has %d bytes, want %d", len(c.K256Public), k256PublicSize)
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("making the KMS service: %w", err)
 	}
-	s := &Service{meta: proto.CloneOf(&kmsv1.GetMetaResponse{
-		CaCert:                string(c.RootCertificate),
-		AllowAnyUpgrade:       c.Facts.AllowAnyUpgrade,
-		K256Pubkey:            c.K256Public,
-		BootstrapInfo:         c.Bootstrap,
-		IsDev:                 c.Facts.IsDev,
-		GatewayAppId:          c.Facts.GatewayAppID,
-		KmsContractAddress:    c.Facts.ContractAddress,
-		ChainId:               c.Facts.ChainID,
-		AppAuthImplementation: c.Facts.AppImplementation,
-		TrustRootSha256:       c.TrustRootSHA256,
-		InsecureSettings:      c.InsecureSettings,
-	})}
-	s.encodings.Keep(kmsv1connect.KMSGetMetaProcedure, s.meta)
+	root, err := keys.ParseCertificate(c.Keys.RootCertificate)
+	if err != nil {
+		return nil, fmt.Errorf("making the KMS service: root certificate: %w", err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(root.PublicKey)
+	if err != nil || !bytes.Equal(public, c.Keys.Roots.CAPublic()) {
+		return nil, errors.New("making the KMS service: the root certificate is not of the root key")
+	}
+	m, err := newMetrics(c.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("making the KMS service: %w", err)
+	}
+	s := &Service{
+		roots: c.Keys.Roots, rootCertificate: root, rootPEM: string(c.Keys.RootCertificate),
+		tempPEM: string(c.Keys.TempCertificate), tempKey: c.Keys.TempKey, domain: c.Keys.Domain,
+		authority: c.Authorizer, appraiser: c.Appraiser, images: c.Images, self: self{describe: c.Self},
+		keyRelease: c.KMSKeyRelease, log: c.Log, metrics: m, now: c.Now,
+	}
+	s.meta.fixed = proto.CloneOf(&kmsv1.GetMetaResponse{
+		CaCert: s.rootPEM, K256Pubkey: s.roots.K256Public(), BootstrapInfo: c.Bootstrap,
+		TrustRootSha256: c.TrustRootSHA256, InsecureSettings: c.InsecureSettings,
+	})
 	return s, nil
+}
+
+func (c *Config) check() error {
+	required := []struct {
+		name string
+		ok   bool
+	}{
+		{"Keys.Roots", c.Keys.Roots != nil},
+		{"Keys.RootCertificate", len(c.Keys.RootCertificate) != 0},
+		{"Keys.TempCertificate", len(c.Keys.TempCertificate) != 0},
+		{"Keys.TempKey", c.Keys.TempKey.Len() != 0},
+		{"Authorizer", c.Authorizer != nil},
+		{"Appraiser", c.Appraiser != nil},
+		{"Images", c.Images != nil},
+		{"Log", c.Log != nil},
+	}
+	for _, r := range required {
+		if !r.ok {
+			return errors.New(r.name + " is required")
+		}
+	}
+	if !utf8.Valid(c.Keys.RootCertificate) || !utf8.Valid(c.Keys.TempCertificate) {
+		return errors.New("certificates are not PEM")
+	}
+	switch c.KMSKeyRelease {
+	case "", ReleaseOff, ReleasePublic, ReleaseAdmin:
+		return nil
+	default:
+		return fmt.Errorf("KMSKeyRelease is %q, want public, admin or off", c.KMSKeyRelease)
+	}
 }
 
 // RPC is the service for serve.NewMux. Bytes in prpc JSON have no prefix, as
@@ -124,46 +208,4 @@ func Access() rpc.Access {
 		kmsv1connect.KMSGetTempCaCertProcedure:          nil,
 		kmsv1connect.KMSSignCertProcedure:               nil,
 	}
-}
-
-// Errors maps the errors of the service.
-func Errors() rpc.Table {
-	return rpc.Table{
-		rpc.As(connect.CodeUnimplemented, func(e *unimplementedError) string { return e.Error() }),
-	}
-}
-
-// unimplementedError refuses a procedure that this version does not have.
-type unimplementedError struct{ method string }
-
-func (e *unimplementedError) Error() string { return e.method + " is not implemented by this version" }
-
-// GetMeta returns the public facts of this KMS, always the same message.
-func (s *Service) GetMeta(context.Context, *kmsv1.GetMetaRequest) (*kmsv1.GetMetaResponse, error) {
-	return s.meta, nil
-}
-
-// GetAppKey is not implemented yet.
-func (*Service) GetAppKey(context.Context, *kmsv1.GetAppKeyRequest) (*kmsv1.GetAppKeyResponse, error) {
-	return nil, &unimplementedError{"GetAppKey"}
-}
-
-// GetAppEnvEncryptPubKey is not implemented yet.
-func (*Service) GetAppEnvEncryptPubKey(context.Context, *kmsv1.GetAppEnvEncryptPubKeyRequest) (*kmsv1.GetAppEnvEncryptPubKeyResponse, error) {
-	return nil, &unimplementedError{"GetAppEnvEncryptPubKey"}
-}
-
-// GetKmsKey is not implemented yet.
-func (*Service) GetKmsKey(context.Context, *kmsv1.GetKmsKeyRequest) (*kmsv1.GetKmsKeyResponse, error) {
-	return nil, &unimplementedError{"GetKmsKey"}
-}
-
-// GetTempCaCert is not implemented yet.
-func (*Service) GetTempCaCert(context.Context, *kmsv1.GetTempCaCertRequest) (*kmsv1.GetTempCaCertResponse, error) {
-	return nil, &unimplementedError{"GetTempCaCert"}
-}
-
-// SignCert is not implemented yet.
-func (*Service) SignCert(context.Context, *kmsv1.SignCertRequest) (*kmsv1.SignCertResponse, error) {
-	return nil, &unimplementedError{"SignCert"}
 }
