@@ -112,7 +112,7 @@ func TestAttestKeepsAStrippedLogAsItIs(t *testing.T) {
 	// Attest in a format that we do not read makes the agent's GetQuote count.
 	mux := http.NewServeMux()
 	mux.Handle("/", guestagenttest.Handler(td, guestagenttest.Current))
-	mux.HandleFunc("POST /Attest", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"attestation":"83a7"}`) })
+	mux.HandleFunc("POST /Attest", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"attestation":"0003"}`) })
 	ev, err := newAgent(t, guestagent.Config{Sockets: []string{guestagenttest.Listen(t, mux)}}).Attest(t.Context(), reportData)
 	if err != nil {
 		t.Fatal(err)

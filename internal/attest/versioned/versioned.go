@@ -1,6 +1,7 @@
 // Package versioned reads and writes the dstack VersionedAttestation: Evidence
 // in one byte string, as a guest agent answers it and as certificates and
-// signing requests carry it. It does version 0, which is SCALE-encoded, for TDX
+// signing requests carry it. It does version 0, which is SCALE-encoded, and
+// version 1, which is MessagePack, both for TDX
 // (docs/wire.md#versioned-attestation).
 package versioned
 
@@ -8,11 +9,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"unicode/utf8"
 
 	"teekms/internal/attest"
 	"teekms/internal/attest/eventlog"
 	"teekms/internal/attest/tdx"
+	"teekms/internal/attest/versioned/scale"
 )
 
 // MaxSize bounds an encoded attestation, in bytes.
@@ -22,17 +25,9 @@ const MaxSize = 10 << 20
 // package does not read. It may be a good one all the same.
 var ErrUnsupported = errors.New("not supported")
 
-// Attestation is a version 0 attestation of a TDX guest:
-//
-//	00                 version 0
-//	00                 TDX
-//	bytes              quote
-//	vector             events: u32 imr, u32 event_type, bytes digest, string event, bytes event_payload
-//	vector             runtime events: string event, bytes payload
-//	[64]byte           report data
-//	string             config
-//
-// bytes, string and vector start with a compact length; u32 is little-endian.
+var errTooMany = fmt.Errorf("more than %d", eventlog.MaxEvents)
+
+// Attestation is an attestation of a TDX guest, in either version.
 type Attestation struct {
 	// Quote is the quote, with whatever padding its host left behind it.
 	Quote []byte
@@ -47,10 +42,12 @@ type Attestation struct {
 	Config string
 }
 
-// RuntimeEvent is a named event of RTMR3, in the first form of its digest.
+// RuntimeEvent is a named event of RTMR3.
 type RuntimeEvent struct {
 	Name    string
 	Payload []byte
+	// Version is the form of its digest: 1 (0 means 1) or 2.
+	Version int
 }
 
 // The first byte, and the second in version 0.
@@ -68,20 +65,9 @@ func kindName(kind byte) string {
 	return fmt.Sprintf("kind %d", kind)
 }
 
-// checkVersion tells the formats apart by the first byte.
-func checkVersion(b byte) error {
-	switch {
-	case b == versionSCALE:
-		return nil
-	case b >= 0x80 && b <= 0x8f, b == 0xde, b == 0xdf:
-		return fmt.Errorf("version 1 (MessagePack) is %w", ErrUnsupported)
-	}
-	return fmt.Errorf("unknown format 0x%02x", b)
-}
-
-// Parse reads an attestation. It is strict: nothing may follow, lengths must be
-// in their shortest form, and events obey the rules of package eventlog, so that
-// what it accepts has one encoding. Nothing in it is verified.
+// Parse reads an attestation. It is strict: nothing may follow, and events obey
+// the rules of package eventlog. In version 0 lengths must be in their shortest
+// form, so that what it accepts has one encoding. Nothing in it is verified.
 func Parse(b []byte) (*Attestation, error) {
 	a, err := parse(b)
 	if err != nil {
@@ -90,150 +76,66 @@ func Parse(b []byte) (*Attestation, error) {
 	return a, nil
 }
 
+// parse tells the formats apart by the first byte.
 func parse(b []byte) (*Attestation, error) {
 	switch {
 	case len(b) > MaxSize:
 		return nil, fmt.Errorf("%d bytes, want at most %d", len(b), MaxSize)
-	case len(b) < 2:
-		return nil, errShort
+	case len(b) == 0:
+		return nil, scale.ErrShort
+	case b[0] == versionSCALE:
+		return parse0(b)
+	case b[0] >= 0x80 && b[0] <= 0x8f, b[0] == 0xde, b[0] == 0xdf: // a map
+		return parse1(b)
 	}
-	if err := checkVersion(b[0]); err != nil {
-		return nil, err
-	}
-	if b[1] != kindTDX {
-		return nil, fmt.Errorf("%s is %w, only TDX", kindName(b[1]), ErrUnsupported)
-	}
-	d := decoder{b[2:]}
-	a := new(Attestation)
-	var err error
-	if a.Quote, err = d.bytes(); err != nil {
-		return nil, fmt.Errorf("quote: %w", err)
-	}
-	if a.Events, err = readEvents(&d); err != nil {
-		return nil, err
-	}
-	if a.RuntimeEvents, err = readRuntimeEvents(&d); err != nil {
-		return nil, err
-	}
-	rd, err := d.take(len(a.ReportData))
-	if err != nil {
-		return nil, fmt.Errorf("report data: %w", err)
-	}
-	copy(a.ReportData[:], rd)
-	if a.Config, err = d.text(); err != nil {
-		return nil, fmt.Errorf("config: %w", err)
-	}
-	if len(d.rest) > 0 {
-		return nil, fmt.Errorf("%d bytes after the end", len(d.rest))
-	}
-	return a, nil
+	return nil, fmt.Errorf("unknown format 0x%02x", b[0])
 }
 
-// Smallest encodings, to hold a count against the bytes that are left.
-const (
-	minEvent        = 4 + 4 + 1 + 1 + 1
-	minRuntimeEvent = 1 + 1
-)
-
-func readEvents(d *decoder) (eventlog.Log, error) {
-	n, err := d.count(minEvent)
-	if err != nil {
-		return nil, fmt.Errorf("events: %w", err)
-	}
-	log := make(eventlog.Log, n)
-	for i := range log {
-		e := &log[i]
-		if err := readEvent(d, e); err != nil {
-			return nil, fmt.Errorf("event %d: %w", i, err)
-		}
-		if err := e.Check(); err != nil {
-			return nil, fmt.Errorf("event %d: %w", i, err)
-		}
-	}
-	return log, nil
+func (r *RuntimeEvent) event() *eventlog.Event {
+	return &eventlog.Event{IMR: eventlog.RuntimeIMR, Type: eventlog.RuntimeEventType, Name: r.Name, Payload: r.Payload, Version: r.Version}
 }
 
-func readEvent(d *decoder, e *eventlog.Event) (err error) {
-	if e.IMR, err = d.uint32(); err != nil {
-		return fmt.Errorf("imr: %w", err)
+// Marshal writes the attestation as [Parse] reads it: in version 1 if the
+// digest of an event has the second form, which version 0 does not know, and in
+// version 0 otherwise.
+func (a *Attestation) Marshal() ([]byte, error) {
+	if err := a.check(); err != nil {
+		return nil, fmt.Errorf("writing attestation: %w", err)
 	}
-	if e.Type, err = d.uint32(); err != nil {
-		return fmt.Errorf("event_type: %w", err)
+	b := a.marshal0
+	if a.needsVersion1() {
+		b = a.marshal1
 	}
-	if e.Digest, err = d.bytes(); err != nil {
-		return fmt.Errorf("digest: %w", err)
+	out := b()
+	if len(out) > MaxSize {
+		return nil, fmt.Errorf("writing attestation: %d bytes, want at most %d", len(out), MaxSize)
 	}
-	if e.Name, err = d.text(); err != nil {
-		return fmt.Errorf("event: %w", err)
+	return out, nil
+}
+
+func (a *Attestation) check() error {
+	if len(a.Events) > eventlog.MaxEvents || len(a.RuntimeEvents) > eventlog.MaxEvents || len(a.Quote) > MaxSize || len(a.Config) > MaxSize {
+		return fmt.Errorf("%d events and a quote of %d bytes, want at most %d in %d", len(a.Events), len(a.Quote), eventlog.MaxEvents, MaxSize)
 	}
-	if e.Payload, err = d.bytes(); err != nil {
-		return fmt.Errorf("event_payload: %w", err)
+	for i := range a.Events {
+		if err := a.Events[i].Check(); err != nil {
+			return fmt.Errorf("event %d: %w", i, err)
+		}
+	}
+	for i := range a.RuntimeEvents {
+		if err := a.RuntimeEvents[i].event().Check(); err != nil {
+			return fmt.Errorf("runtime event %d: %w", i, err)
+		}
+	}
+	if !utf8.ValidString(a.Config) {
+		return errors.New("config is not UTF-8")
 	}
 	return nil
 }
 
-func readRuntimeEvents(d *decoder) ([]RuntimeEvent, error) {
-	n, err := d.count(minRuntimeEvent)
-	if err != nil {
-		return nil, fmt.Errorf("runtime events: %w", err)
-	}
-	events := make([]RuntimeEvent, n)
-	for i := range events {
-		r := &events[i]
-		if r.Name, err = d.text(); err != nil {
-			return nil, fmt.Errorf("runtime event %d: event: %w", i, err)
-		}
-		if r.Payload, err = d.bytes(); err != nil {
-			return nil, fmt.Errorf("runtime event %d: payload: %w", i, err)
-		}
-		if err := r.event().Check(); err != nil {
-			return nil, fmt.Errorf("runtime event %d: %w", i, err)
-		}
-	}
-	return events, nil
-}
-
-func (r RuntimeEvent) event() *eventlog.Event {
-	return &eventlog.Event{IMR: eventlog.RuntimeIMR, Type: eventlog.RuntimeEventType, Name: r.Name, Payload: r.Payload}
-}
-
-// Marshal writes the attestation as [Parse] reads it. Events whose digest has
-// the second form cannot be written, as version 0 does not carry the form.
-func (a *Attestation) Marshal() ([]byte, error) {
-	e := encoder{versionSCALE, kindTDX}
-	e.bytes(a.Quote)
-	e.compact(len(a.Events))
-	for i := range a.Events {
-		ev := &a.Events[i]
-		if ev.Version == 2 {
-			return nil, fmt.Errorf("writing attestation: event %d: version 2 has no place in it", i)
-		}
-		if err := ev.Check(); err != nil {
-			return nil, fmt.Errorf("writing attestation: event %d: %w", i, err)
-		}
-		e.uint32(ev.IMR)
-		e.uint32(ev.Type)
-		e.bytes(ev.Digest)
-		e.bytes([]byte(ev.Name))
-		e.bytes(ev.Payload)
-	}
-	e.compact(len(a.RuntimeEvents))
-	for i, r := range a.RuntimeEvents {
-		if err := r.event().Check(); err != nil {
-			return nil, fmt.Errorf("writing attestation: runtime event %d: %w", i, err)
-		}
-		e.bytes([]byte(r.Name))
-		e.bytes(r.Payload)
-	}
-	e = append(e, a.ReportData[:]...)
-	if !utf8.ValidString(a.Config) {
-		return nil, errors.New("writing attestation: config is not UTF-8")
-	}
-	e.bytes([]byte(a.Config))
-	if len(a.Events) > eventlog.MaxEvents || len(a.RuntimeEvents) > eventlog.MaxEvents || len(e) > MaxSize {
-		return nil, fmt.Errorf("writing attestation: %d events in %d bytes, want at most %d in %d", len(a.Events), len(e), eventlog.MaxEvents, MaxSize)
-	}
-	return e, nil
+func (a *Attestation) needsVersion1() bool {
+	return slices.ContainsFunc(a.Events, func(e eventlog.Event) bool { return e.Version == 2 }) ||
+		slices.ContainsFunc(a.RuntimeEvents, func(r RuntimeEvent) bool { return r.Version == 2 })
 }
 
 // New makes an attestation of Evidence.
@@ -250,10 +152,7 @@ func New(ev *attest.Evidence) (*Attestation, error) {
 		return nil, fmt.Errorf("making attestation: %w", err)
 	}
 	for _, e := range a.Events.RuntimeEvents() {
-		if e.Version == 2 {
-			return nil, errors.New("making attestation: runtime event of version 2 has no place in version 0")
-		}
-		a.RuntimeEvents = append(a.RuntimeEvents, RuntimeEvent{e.Name, e.Payload})
+		a.RuntimeEvents = append(a.RuntimeEvents, RuntimeEvent{e.Name, e.Payload, e.Version})
 	}
 	return a, nil
 }
@@ -289,8 +188,8 @@ func (a *Attestation) Log() (eventlog.Log, error) {
 	inLog := a.Events.RuntimeEvents()
 	if len(inLog) == 0 {
 		log := append(eventlog.Log(nil), a.Events...)
-		for _, r := range a.RuntimeEvents {
-			log = append(log, *r.event())
+		for i := range a.RuntimeEvents {
+			log = append(log, *a.RuntimeEvents[i].event())
 		}
 		return log, nil
 	}
@@ -298,7 +197,7 @@ func (a *Attestation) Log() (eventlog.Log, error) {
 		return nil, fmt.Errorf("attestation: event log has %d runtime events, the list of them %d", len(inLog), len(a.RuntimeEvents))
 	}
 	for i, r := range a.RuntimeEvents {
-		if inLog[i].Name != r.Name || string(inLog[i].Payload) != string(r.Payload) {
+		if inLog[i].Name != r.Name || string(inLog[i].Payload) != string(r.Payload) || (inLog[i].Version == 2) != (r.Version == 2) {
 			return nil, fmt.Errorf("attestation: runtime event %d of the event log is not that of the list", i)
 		}
 	}
