@@ -22,8 +22,9 @@ With an empty key directory it first makes the root keys: at once where
 core.onboard.auto_bootstrap_domain is set, else by a web page and an API on
 core.onboard.address and port. When that is finished it exits with status 0;
 started again, it serves.`,
-		Version: version,
-		Run:     run,
+		Version:  version,
+		Ethereum: newEthereum,
+		Run:      run,
 	}))
 }
 

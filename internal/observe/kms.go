@@ -7,64 +7,43 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// KMS counts what a KMS decides. Its methods may be called from several
+// KMS counts what goes on around the decisions of a KMS; what it releases, its
+// service counts. Its methods may be called from several
 // goroutines. A nil *KMS counts nothing.
 type KMS struct {
-	attestations, attestationFailures prometheus.Counter
-	appraisals                        *prometheus.CounterVec
-	appraisalSeconds                  prometheus.Histogram
-	limited                           prometheus.Counter
-	authorizations                    *prometheus.CounterVec
-	releases, certificates            *prometheus.CounterVec
+	appraisals, authorizations, certificates *prometheus.CounterVec
+	appraisalSeconds                         prometheus.Histogram
+	limited                                  prometheus.Counter
 }
 
 // NewKMS registers the metrics of a KMS. It errors when they are registered
 // already.
 func NewKMS(reg prometheus.Registerer) (*KMS, error) {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-	}
 	vector := func(name, help, label string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	}
 	m := &KMS{
-		// These two have the names of the existing dstack KMS.
-		attestations: counter("dstack_kms_attestation_requests_total",
-			"Calls of GetAppKey, GetKmsKey and SignCert."),
-		attestationFailures: counter("dstack_kms_attestation_failures_total",
-			"Calls of GetAppKey, GetKmsKey and SignCert that failed."),
 		appraisals: vector("teekms_appraisals_total", "Appraisals of Evidence, by result: ok, or what failed.", "result"),
 		appraisalSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "teekms_appraisal_duration_seconds", Help: "Time of an appraisal, fetching of collateral included.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .05, .1, .5, 1, 5, 30},
 		}),
-		limited: counter("teekms_appraisals_limited_total",
-			"Appraisals refused before any work because their address had too many."),
+		limited: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "teekms_appraisals_limited_total",
+			Help: "Appraisals refused before any work because their address had too many.",
+		}),
 		authorizations: vector("teekms_authorizations_total",
 			"Decisions of the authority, by result: allowed, denied, unreachable, malformed or canceled.", "result"),
-		releases:     vector("teekms_releases_total", "Key material that was released, by kind.", "kind"),
 		certificates: vector("teekms_certificates_issued_total", "Certificates that were issued, by kind.", "kind"),
 	}
 	for _, c := range []prometheus.Collector{
-		m.attestations, m.attestationFailures, m.appraisals, m.appraisalSeconds, m.limited, m.authorizations,
-		m.releases, m.certificates,
+		m.appraisals, m.appraisalSeconds, m.limited, m.authorizations, m.certificates,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("registering metrics of the KMS: %w", err)
 		}
 	}
 	return m, nil
-}
-
-// Attestation counts a call that asked for something against Evidence.
-func (m *KMS) Attestation(failed bool) {
-	if m == nil {
-		return
-	}
-	m.attestations.Inc()
-	if failed {
-		m.attestationFailures.Inc()
-	}
 }
 
 // Appraisal counts an appraisal. result must be one of few words; took is how
@@ -88,14 +67,6 @@ func (m *KMS) Limited() {
 func (m *KMS) Authorization(result string) {
 	if m != nil {
 		m.authorizations.WithLabelValues(result).Inc()
-	}
-}
-
-// Release counts key material that left, for example "app_key". kind must be
-// one of few words.
-func (m *KMS) Release(kind string) {
-	if m != nil {
-		m.releases.WithLabelValues(kind).Inc()
 	}
 }
 

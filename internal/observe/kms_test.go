@@ -38,34 +38,27 @@ func TestKMSCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Attestation(false)
-	m.Attestation(true)
-	m.Attestation(true)
 	m.Appraisal("ok", time.Millisecond)
 	m.Appraisal("report_data", time.Millisecond)
 	m.Limited()
 	m.Authorization("denied")
-	m.Release("app_key")
 	m.Certificate("app")
 	m.Certificate("app")
 	got := counted(t, reg)
 	for name, want := range map[string]float64{
-		"dstack_kms_attestation_requests_total{}":     3,
-		"dstack_kms_attestation_failures_total{}":     2,
 		"teekms_appraisals_total{result=ok}":          1,
 		"teekms_appraisals_total{result=report_data}": 1,
 		"teekms_appraisal_duration_seconds{}":         2,
 		"teekms_appraisals_limited_total{}":           1,
 		"teekms_authorizations_total{result=denied}":  1,
-		"teekms_releases_total{kind=app_key}":         1,
 		"teekms_certificates_issued_total{kind=app}":  2,
 	} {
 		if v, ok := got[name]; !ok || v != want {
 			t.Errorf("%s = %v (%v), want %v", name, v, ok, want)
 		}
 	}
-	if len(got) != 9 {
-		t.Errorf("%d series, want 9: %v", len(got), got)
+	if len(got) != 6 {
+		t.Errorf("%d series, want 6: %v", len(got), got)
 	}
 	if _, err := observe.NewKMS(reg); err == nil {
 		t.Error("NewKMS() twice = no error, want a refusal")
@@ -74,11 +67,9 @@ func TestKMSCounts(t *testing.T) {
 
 func TestNilKMSCountsNothing(*testing.T) {
 	var m *observe.KMS
-	m.Attestation(true)
 	m.Appraisal("ok", 0)
 	m.Limited()
 	m.Authorization("allowed")
-	m.Release("app_key")
 	m.Certificate("app")
 }
 

@@ -26,8 +26,10 @@ type attestation struct {
 	provider string
 	// root is the trust anchor for Evidence.
 	root *x509.Certificate
-	// collateral is the simulator's own, nil with every other provider.
-	collateral tdx.CollateralSource
+	// own is the simulator's collateral, nil with every other provider.
+	own tdx.CollateralSource
+	// collateral is what verifier takes collateral from.
+	collateral *tdx.CachedSource
 	// verifier checks Evidence against root.
 	verifier *tdx.Verifier
 }
@@ -60,19 +62,19 @@ func openAttestation(cfg *config.Config) (*attestation, error) {
 // openVerifier takes collateral from the service that the configuration names,
 // else from the simulator in this process, else from Intel.
 func (a *attestation) openVerifier(c config.Core) (err error) {
-	source := a.collateral
+	source := a.own
 	if url := c.PCCS(); url != "" || source == nil {
 		if source, err = pcs.New(pcs.Config{URL: url}); err != nil {
 			return err
 		}
 	}
-	cached, err := tdx.NewCachedSource(tdx.CachedConfig{
+	a.collateral, err = tdx.NewCachedSource(tdx.CachedConfig{
 		Source: source, TrustAnchor: a.root, FetchTimeout: c.Attestation.Timeout, Now: time.Now,
 	})
 	if err != nil {
 		return err
 	}
-	a.verifier, err = tdx.NewVerifier(tdx.Config{TrustAnchor: a.root, Collateral: cached, Now: time.Now})
+	a.verifier, err = tdx.NewVerifier(tdx.Config{TrustAnchor: a.root, Collateral: a.collateral, Now: time.Now})
 	return err
 }
 
@@ -82,7 +84,7 @@ func (a *attestation) openAttester(c config.Attestation) (err error) {
 	case config.ProviderSimulator:
 		var td *simtd.TD
 		if td, err = openSimulator(c.Simulator); err == nil {
-			a.attester, a.collateral = td, td
+			a.attester, a.own = td, td
 		}
 	case config.ProviderGuestAgent:
 		a.attester, err = guestagent.New(guestagent.Config{Address: c.AgentAddress, Timeout: c.Timeout})

@@ -35,6 +35,9 @@ type Program struct {
 	Name, Short, Long string
 	// Version is what the build stamped.
 	Version string
+	// Ethereum makes the authority that is a contract; nil in a program that
+	// links no client of the chain.
+	Ethereum NewEthereum
 	// Run does the work until ctx ends, with the key directory open.
 	Run func(ctx context.Context, n *Node) error
 }
@@ -116,7 +119,7 @@ func (p Program) start(ctx context.Context, cfg *config.Config) error {
 	if err := noCoreDumps(); err != nil {
 		return err
 	}
-	n, err := open(cfg, buildinfo.Version(p.Version)) //nolint:contextcheck // opening waits for locks, each with a deadline of its own
+	n, err := p.open(cfg) //nolint:contextcheck // opening waits for locks, each with a deadline of its own
 	if err != nil {
 		return err
 	}

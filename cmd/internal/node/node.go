@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
 
+	"teekms/cmd/internal/buildinfo"
 	"teekms/internal/attest/tdx"
 	"teekms/internal/config"
 	"teekms/internal/keys/keystore"
@@ -40,11 +41,16 @@ type Node struct {
 	Version string
 
 	attestation *attestation
+	ethereum    NewEthereum
 }
 
 // open makes the logger, says what is unusual about the configuration, and
 // opens attester, trust root and key directory.
-func open(cfg *config.Config, version string) (*Node, error) {
+func (p Program) open(cfg *config.Config) (*Node, error) {
+	if cfg.Core.AuthAPI.Type == config.AuthRegistry {
+		return nil, errNoRegistry
+	}
+	version := buildinfo.Version(p.Version)
 	log, err := observe.NewLogger(observe.Config{Level: cfg.Log.Level, Format: cfg.Log.Format, Out: os.Stderr})
 	if err != nil {
 		return nil, err
@@ -60,7 +66,7 @@ func open(cfg *config.Config, version string) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		Config: cfg, Log: log, TrustRoot: a.root, Version: version, attestation: a,
+		Config: cfg, Log: log, TrustRoot: a.root, Version: version, attestation: a, ethereum: p.Ethereum,
 		Metrics: observe.NewRegistry(observe.Build{Version: version}),
 	}
 	log.Info("trust root for TDX Evidence", zap.String("sha256", hex.EncodeToString(n.TrustRootSHA256())),
@@ -89,13 +95,6 @@ func (n *Node) TrustRootSHA256() []byte {
 // AlreadyBootstrapped is what is said of a complete key directory where an
 // empty one was expected.
 const AlreadyBootstrapped = "Bootstrap already completed"
-
-// Chain is what every call of a listener passes through.
-func (n *Node) Chain(access rpc.Access, errors rpc.Table) (*rpc.Chain, error) {
-	c := n.CallLimits()
-	c.Access, c.Errors = access, errors
-	return rpc.New(c)
-}
 
 // CallLimits are the limits of one call, as configured.
 func (n *Node) CallLimits() rpc.Config {

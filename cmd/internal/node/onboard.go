@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	onboardv1 "teekms/gen/onboard/v1"
+	"teekms/internal/authz"
 	"teekms/internal/config"
 	"teekms/internal/keys"
 	"teekms/internal/serve"
@@ -37,8 +38,15 @@ func (n *Node) Onboard(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var authority authz.Authorizer
+	if n.Config.Names("core.auth_api") {
+		if authority, err = n.Authority(); err != nil {
+			return err
+		}
+	}
 	service, err := onboard.New(onboard.Config{
-		Store: n.Keys, Attester: n.attestation.attester, Provider: n.attestation.provider, Verifier: n.attestation.verifier,
+		Authorizer: authority,
+		Store:      n.Keys, Attester: n.attestation.attester, Provider: n.attestation.provider, Verifier: n.attestation.verifier,
 		SetupToken: token, SiteName: n.Config.Core.SiteName, Version: n.Version, InsecureSettings: n.Config.InsecureSettings(),
 		AttestTimeout: n.Config.Core.Attestation.Timeout, Now: time.Now, Log: n.Log,
 	})
