@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"teekms/internal/serve"
 )
 
 // wire is one HTTP/1.1 request over a kept-alive TLS connection, written and
@@ -66,8 +68,11 @@ func httpRequest(method, target, contentType, body string) []byte {
 // with a bare net/http handler that gives the same bytes. "of-bare" is the time
 // of the bare handler over ours: 1 means that the RPC stack costs nothing.
 func BenchmarkGetMeta(b *testing.B) {
-	serverTLS, clientTLS := newTLS(b)
-	ours := start(b, newMux(b, newService(b, sampleConfig())), serverTLS)
+	w := newWorld(b)
+	certificate := w.rpcCertificate(b)
+	serverTLS := &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert}
+	clientTLS, ours := w.clientTLS(nil), w.addr
+	secure := func(c *serve.Config) { c.TLS = serverTLS }
 	const procedure = "/kms.v1.KMS/GetMeta"
 	requests := []struct {
 		name    string
@@ -84,12 +89,12 @@ func BenchmarkGetMeta(b *testing.B) {
 	for _, rq := range requests {
 		b.Run(rq.name, func(b *testing.B) {
 			our := dialWire(b, ours, clientTLS, rq.request)
-			bare := dialWire(b, start(b, bareHandler(our.call(b)), serverTLS), clientTLS, rq.request)
+			bare := dialWire(b, start(b, bareHandler(our.call(b)), secure), clientTLS, rq.request)
 			bare.call(b)
 			compare(b, func() { bare.call(b) }, func() { our.call(b) })
 		})
 	}
-	b.Run("grpc h2", func(b *testing.B) { benchmarkGRPC(b, ours, serverTLS, clientTLS) })
+	b.Run("grpc h2", func(b *testing.B) { benchmarkGRPC(b, ours, secure, clientTLS) })
 }
 
 // bareHandler gives the same bytes with nothing but net/http.
@@ -103,7 +108,7 @@ func bareHandler(contentType string, body []byte) http.Handler {
 
 // benchmarkGRPC is over HTTP/2, where the client costs more than the server: its
 // ratio is flattered by that, unlike the others.
-func benchmarkGRPC(b *testing.B, ours string, serverTLS, clientTLS *tls.Config) {
+func benchmarkGRPC(b *testing.B, ours string, secure func(*serve.Config), clientTLS *tls.Config) {
 	transport := &http.Transport{TLSClientConfig: clientTLS, ForceAttemptHTTP2: true}
 	b.Cleanup(transport.CloseIdleConnections)
 	call := func(addr string) (string, []byte) {
@@ -124,7 +129,7 @@ func benchmarkGRPC(b *testing.B, ours string, serverTLS, clientTLS *tls.Config) 
 		}
 		return res.Header.Get("Content-Type"), body
 	}
-	bare := start(b, bareHandler(call(ours)), serverTLS)
+	bare := start(b, bareHandler(call(ours)), secure)
 	call(bare)
 	compare(b, func() { call(bare) }, func() { call(ours) })
 }

@@ -63,11 +63,6 @@ type images interface {
 
 // Config of a [Service].
 type Config struct {
-	// RootCertificate, K256Public and Facts make a service that serves GetMeta
-	// alone, when Keys.Roots is nil.
-	RootCertificate []byte
-	K256Public      []byte
-	Facts           Facts
 	// Keys are all required, but for the domain.
 	Keys Keys
 	// Bootstrap is the record of the bootstrap; nil where there is none.
@@ -123,9 +118,6 @@ var _ kmsv1connect.KMSHandler = (*Service)(nil)
 func New(c Config) (*Service, error) {
 	if c.Now == nil {
 		c.Now = time.Now //nolint:forbidigo // the default of an injected clock
-	}
-	if c.Keys.Roots == nil && len(c.K256Public) != 0 {
-		return metaOnly(c), nil
 	}
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("making the KMS service: %w", err)

@@ -3,7 +3,6 @@ package kms_test
 import (
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -20,43 +19,59 @@ import (
 
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/gen/kms/v1/kmsv1connect"
+	"teekms/internal/authz"
+	"teekms/internal/keys"
+	"teekms/internal/rpc"
+	"teekms/internal/serve"
 	"teekms/services/kms"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// wantMeta is what GetMeta answers for [sampleConfig].
-func wantMeta() *kmsv1.GetMetaResponse {
-	c, gateway := sampleConfig(), "any"
+// wantMeta is what GetMeta answers in a world without changes.
+func wantMeta(w *world) *kmsv1.GetMetaResponse {
+	gateway := "any"
 	return &kmsv1.GetMetaResponse{
-		CaCert: string(c.RootCertificate), AllowAnyUpgrade: true, K256Pubkey: c.K256Public, BootstrapInfo: c.Bootstrap,
-		IsDev: true, GatewayAppId: &gateway, TrustRootSha256: c.TrustRootSHA256, InsecureSettings: c.InsecureSettings,
+		CaCert: string(w.config.Keys.RootCertificate), AllowAnyUpgrade: true, K256Pubkey: w.roots.K256Public(),
+		BootstrapInfo: w.config.Bootstrap, IsDev: true, GatewayAppId: &gateway,
+		TrustRootSha256: w.config.TrustRootSHA256, InsecureSettings: w.config.InsecureSettings,
 	}
 }
 
-// listeners are a server over TLS and one in plaintext, each with its client.
-func listeners(t *testing.T) map[string]struct {
+// plain serves the service of w without TLS.
+func (w *world) plain(tb testing.TB, log *zap.Logger) (url string) {
+	tb.Helper()
+	chain, err := rpc.New(rpc.Config{Log: log, Access: kms.Access(), Errors: kms.Errors()})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	h, err := serve.NewMux(serve.MuxConfig{Service: w.service.RPC(), Chain: chain})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return "http://" + start(tb, h, nil)
+}
+
+// listener is a server and a client for it.
+type listener struct {
 	url    string
 	client *http.Client
-} {
+}
+
+// listeners are a server over TLS and one in plaintext, with a client for each
+// version of HTTP.
+func (w *world) listeners(t *testing.T) map[string]listener {
 	t.Helper()
-	h := newMux(t, newService(t, sampleConfig()))
-	serverTLS, clientTLS := newTLS(t)
-	secure := &http.Transport{TLSClientConfig: clientTLS, ForceAttemptHTTP2: true}
 	plain := &http.Transport{Protocols: new(http.Protocols)}
 	plain.Protocols.SetUnencryptedHTTP2(true)
-	http1 := &http.Transport{TLSClientConfig: clientTLS.Clone(), TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}}
-	for _, tr := range []*http.Transport{secure, plain, http1} {
+	http1 := &http.Transport{TLSClientConfig: w.clientTLS(nil), TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}}
+	for _, tr := range []*http.Transport{plain, http1} {
 		t.Cleanup(tr.CloseIdleConnections)
 	}
-	overTLS := "https://" + start(t, h, serverTLS)
-	return map[string]struct {
-		url    string
-		client *http.Client
-	}{
-		"h2":        {overTLS, &http.Client{Transport: secure}},
-		"https/1.1": {overTLS, &http.Client{Transport: http1}},
-		"h2c":       {"http://" + start(t, h, nil), &http.Client{Transport: plain}},
+	return map[string]listener{
+		"h2":        {w.url, w.client(t, nil)},
+		"https/1.1": {w.url, &http.Client{Transport: http1}},
+		"h2c":       {w.plain(t, zap.NewNop()), &http.Client{Transport: plain}},
 	}
 }
 
@@ -68,7 +83,8 @@ func TestGetMetaByConnectProtocols(t *testing.T) {
 		"grpc":          {connect.WithGRPC()},
 		"grpc-web":      {connect.WithGRPCWeb()},
 	}
-	for listener, l := range listeners(t) {
+	w := newWorld(t)
+	for listener, l := range w.listeners(t) {
 		for protocol, options := range protocols {
 			if protocol == "grpc" && listener == "https/1.1" {
 				continue // gRPC is HTTP/2
@@ -80,14 +96,9 @@ func TestGetMetaByConnectProtocols(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					if diff := cmp.Diff(wantMeta(), got, protocmp.Transform()); diff != "" {
+					if diff := cmp.Diff(wantMeta(w), got, protocmp.Transform()); diff != "" {
 						t.Errorf("GetMeta (-want +got):\n%s", diff)
 					}
-				}
-				_, err := client.GetAppKey(t.Context(), &kmsv1.GetAppKeyRequest{})
-				e, ok := errors.AsType[*connect.Error](err)
-				if !ok || e.Code() != connect.CodeUnimplemented || e.Message() != "GetAppKey is not implemented by this version" {
-					t.Errorf("GetAppKey = %v, want unimplemented", err)
 				}
 			})
 		}
@@ -95,6 +106,7 @@ func TestGetMetaByConnectProtocols(t *testing.T) {
 }
 
 func TestGetMetaByPRPC(t *testing.T) {
+	w := newWorld(t)
 	asJSON := func(t *testing.T, body []byte) {
 		t.Helper()
 		var got struct {
@@ -108,8 +120,8 @@ func TestGetMetaByPRPC(t *testing.T) {
 		if err := json.Unmarshal(body, &got); err != nil {
 			t.Fatal(err)
 		}
-		want := wantMeta()
-		if got.CACert != want.GetCaCert() || !strings.HasPrefix(got.K256, "020108") || len(got.Bootstrap.CAPubkey) != 182 || got.ChainID != nil {
+		want := wantMeta(w)
+		if got.CACert != want.GetCaCert() || got.K256 != "0284bf7562262bbd6940085748f3be6afa52ae317155181ece31b66351ccffa4b0" || len(got.Bootstrap.CAPubkey) != 182 || got.ChainID != nil {
 			t.Errorf("GetMeta = %s", body)
 		}
 		if !strings.HasSuffix(string(body), `,"insecure_settings":["core.auth_api.type = dev"]}`) {
@@ -122,7 +134,7 @@ func TestGetMetaByPRPC(t *testing.T) {
 		if err := proto.Unmarshal(body, got); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(wantMeta(), got, protocmp.Transform()); diff != "" {
+		if diff := cmp.Diff(wantMeta(w), got, protocmp.Transform()); diff != "" {
 			t.Errorf("GetMeta (-want +got):\n%s", diff)
 		}
 	}
@@ -134,7 +146,7 @@ func TestGetMetaByPRPC(t *testing.T) {
 		{"POST json", "POST", "/prpc/GetMeta?json", "null", asJSON},
 		{"POST binary", "POST", "/prpc/GetMeta", "", asProto},
 	}
-	for listener, l := range listeners(t) {
+	for listener, l := range w.listeners(t) {
 		for _, tt := range tests {
 			t.Run(listener+"/"+tt.name, func(t *testing.T) {
 				for range 2 { // the second answer is the one that was kept
@@ -173,7 +185,7 @@ func call(t *testing.T, client *http.Client, method, url, body string, header ..
 // TestKeptAnswerIsOnlyForPlainCalls holds that the short way for GetMeta takes
 // nothing that Connect would refuse, once an answer is kept.
 func TestKeptAnswerIsOnlyForPlainCalls(t *testing.T) {
-	url := "http://" + start(t, newMux(t, newService(t, sampleConfig())), nil)
+	url := newWorld(t).plain(t, zap.NewNop())
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
 	const path = "/kms.v1.KMS/GetMeta"
@@ -214,7 +226,7 @@ func TestKeptAnswerIsOnlyForPlainCalls(t *testing.T) {
 
 func TestKeptAnswersAreLogged(t *testing.T) {
 	core, logs := observer.New(zapcore.DebugLevel)
-	url := "http://" + start(t, newLoggedMux(t, newService(t, sampleConfig()), zap.New(core)), nil)
+	url := newWorld(t).plain(t, zap.New(core))
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
 	for range 3 {
@@ -237,57 +249,56 @@ func TestKeptAnswersAreLogged(t *testing.T) {
 	}
 }
 
-func TestUnimplementedByPRPC(t *testing.T) {
-	url := "http://" + start(t, newMux(t, newService(t, sampleConfig())), nil)
-	client := &http.Client{Transport: &http.Transport{}}
-	defer client.CloseIdleConnections()
-	for _, method := range []string{"GetAppKey", "GetAppEnvEncryptPubKey", "GetKmsKey", "GetTempCaCert", "SignCert"} {
-		status, body := call(t, client, "POST", url+"/prpc/KMS."+method+"?json", "")
-		if want := `{"error": "` + method + ` is not implemented by this version"}`; status != http.StatusBadRequest || string(body) != want {
-			t.Errorf("%s = %d %s, want 400 %s", method, status, body, want)
-		}
-	}
-}
-
 func TestNoBootstrapRecord(t *testing.T) {
-	c := sampleConfig()
-	c.Bootstrap, c.Facts = nil, kms.Facts{}
-	url := "http://" + start(t, newMux(t, newService(t, c)), nil)
-	client := &http.Client{Transport: &http.Transport{}}
-	defer client.CloseIdleConnections()
-	_, body := call(t, client, "GET", url+"/prpc/GetMeta", "")
-	want := `"bootstrap_info":null,"is_dev":false,"gateway_app_id":null,"kms_contract_address":null,"chain_id":null,"app_auth_implementation":null`
-	if !strings.Contains(string(body), want) {
-		t.Errorf("GetMeta = %s, want %s in it", body, want)
+	w := newWorld(t, func(w *world) { w.config.Bootstrap = nil })
+	w.authority.setFacts(authz.Facts{}, nil)
+	status, body := call(t, w.client(t, nil), "GET", w.url+"/prpc/GetMeta", "")
+	want := `"bootstrap_info":null,"is_dev":false,"gateway_app_id":"","kms_contract_address":"","chain_id":0,"app_auth_implementation":"",`
+	if status != http.StatusOK || !strings.Contains(string(body), want) {
+		t.Errorf("GetMeta = %d %s, want %s in it", status, body, want)
 	}
 }
 
 func TestCallersBytesAreCopied(t *testing.T) {
-	c := sampleConfig()
-	s := newService(t, c)
-	c.K256Public[0], c.Bootstrap.Quote[0] = 9, 9
-	got, err := s.GetMeta(t.Context(), &kmsv1.GetMetaRequest{})
+	w := newWorld(t)
+	want := proto.CloneOf(wantMeta(w))
+	w.config.Bootstrap.Quote[0], w.config.TrustRootSHA256[0] = 9, 9
+	got, err := w.service.GetMeta(t.Context(), &kmsv1.GetMetaRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(wantMeta(), got, protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("GetMeta after the caller changed its bytes (-want +got):\n%s", diff)
 	}
 }
 
 func TestNewRefusals(t *testing.T) {
+	other, err := keys.NewRoots()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
 	tests := []struct {
 		name   string
 		change func(*kms.Config)
 		want   string
 	}{
-		{"no root", func(c *kms.Config) { c.RootCertificate = nil }, "RootCertificate is required"},
-		{"uncompressed key", func(c *kms.Config) { c.K256Public = make([]byte, 65) }, "K256Public has 65 bytes, want 33"},
-		{"not UTF-8", func(c *kms.Config) { c.RootCertificate = []byte{0xff} }, "RootCertificate is not PEM"},
+		{"no root keys", func(c *kms.Config) { c.Keys.Roots = nil }, "Keys.Roots is required"},
+		{"no root certificate", func(c *kms.Config) { c.Keys.RootCertificate = nil }, "Keys.RootCertificate is required"},
+		{"no temporary CA", func(c *kms.Config) { c.Keys.TempCertificate = nil }, "Keys.TempCertificate is required"},
+		{"no key of the temporary CA", func(c *kms.Config) { c.Keys.TempKey = keys.Secret{} }, "Keys.TempKey is required"},
+		{"no authority", func(c *kms.Config) { c.Authorizer = nil }, "Authorizer is required"},
+		{"no appraiser", func(c *kms.Config) { c.Appraiser = nil }, "Appraiser is required"},
+		{"no images", func(c *kms.Config) { c.Images = nil }, "Images is required"},
+		{"no log", func(c *kms.Config) { c.Log = nil }, "Log is required"},
+		{"another root", func(c *kms.Config) { c.Keys.Roots = other }, "the root certificate is not of the root key"},
+		{"not PEM", func(c *kms.Config) { c.Keys.TempCertificate = []byte{0xff} }, "certificates are not PEM"},
+		{"a release that is none", func(c *kms.Config) { c.KMSKeyRelease = "Public" }, `KMSKeyRelease is "Public", want public, admin or off`},
+		{"metrics twice", func(*kms.Config) {}, "registering metrics: duplicate"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			c := sampleConfig()
+			c := w.config
 			tt.change(&c)
 			if _, err := kms.New(c); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("New = %v, want %s", err, tt.want)
