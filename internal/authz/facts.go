@@ -60,7 +60,7 @@ func NewFactsCache(cfg FactsConfig) (*FactsCache, error) {
 		cfg.Timeout = DefaultFactsTimeout
 	}
 	if cfg.Now == nil {
-		cfg.Now = time.Now
+		cfg.Now = time.Now //nolint:forbidigo // the documented default of an optional clock
 	}
 	return &FactsCache{cfg: cfg, turn: make(chan struct{}, 1)}, nil
 }

@@ -72,7 +72,7 @@ func (c *Config) complete() (common.Address, error) {
 		c.Timeout = DefaultTimeout
 	}
 	if c.Now == nil {
-		c.Now = time.Now
+		c.Now = time.Now //nolint:forbidigo // the documented default of an optional clock
 	}
 	if c.Finality == "" {
 		c.Finality = Finalized

@@ -49,32 +49,32 @@ func parseABI() (abi.ABI, error) {
 
 // tuple is AppBootInfo of the contract.
 type tuple struct {
-	AppId        common.Address //nolint:revive // the ABI's name in Go
-	ComposeHash  [32]byte
-	InstanceId   common.Address //nolint:revive // the ABI's name in Go
-	DeviceId     [32]byte       //nolint:revive // the ABI's name in Go
-	MrAggregated [32]byte
-	MrSystem     [32]byte
-	OsImageHash  [32]byte
-	TcbStatus    string
-	AdvisoryIds  []string
+	AppID        common.Address `abi:"appId"`
+	ComposeHash  [32]byte       `abi:"composeHash"`
+	InstanceID   common.Address `abi:"instanceId"`
+	DeviceID     [32]byte       `abi:"deviceId"`
+	MRAggregated [32]byte       `abi:"mrAggregated"`
+	MRSystem     [32]byte       `abi:"mrSystem"`
+	OSImageHash  [32]byte       `abi:"osImageHash"`
+	TCBStatus    string         `abi:"tcbStatus"`
+	AdvisoryIDs  []string       `abi:"advisoryIds"`
 }
 
 // pack puts boot information into the contract's types. A value of another
 // length is refused and never filled up: two workloads would look like one.
 func pack(b *authz.BootInfo) (tuple, error) {
 	t := tuple{
-		DeviceId:     b.DeviceID,
-		MrAggregated: b.MRAggregated,
-		MrSystem:     b.MRSystem,
-		TcbStatus:    b.TCBStatus,
-		AdvisoryIds:  b.AdvisoryIDs,
+		DeviceID:     b.DeviceID,
+		MRAggregated: b.MRAggregated,
+		MRSystem:     b.MRSystem,
+		TCBStatus:    b.TCBStatus,
+		AdvisoryIDs:  b.AdvisoryIDs,
 	}
 	return t, errors.Join(
-		exact("app id", t.AppId[:], b.AppID),
+		exact("app id", t.AppID[:], b.AppID),
 		exact("compose hash", t.ComposeHash[:], b.ComposeHash),
-		instance(t.InstanceId[:], b.InstanceID),
-		exact("OS image hash", t.OsImageHash[:], b.OSImageHash),
+		instance(t.InstanceID[:], b.InstanceID),
+		exact("OS image hash", t.OSImageHash[:], b.OSImageHash),
 	)
 }
 
