@@ -162,11 +162,18 @@ func TestHealthAndMetrics(t *testing.T) {
 		}
 	}
 	get(t, client, url+"/prpc/GetMeta")
-	get(t, client, url+"/prpc/GetTempCaCert")
+	if resp, err := client.Post(url+"/prpc/GetAppKey?json", "", strings.NewReader("{}")); err == nil {
+		resp.Body.Close()
+	}
 	metrics := get(t, client, url+"/metrics")
 	for _, want := range []string{
 		`teekms_rpc_requests_total{code="ok",procedure="/kms.v1.KMS/GetMeta"} 1`,
-		`teekms_rpc_requests_total{code="unimplemented",procedure="/kms.v1.KMS/GetTempCaCert"} 1`,
+		`teekms_rpc_requests_total{code="unavailable",procedure="/kms.v1.KMS/GetAppKey"} 1`,
+		"dstack_kms_attestation_requests_total 1", "dstack_kms_attestation_failures_total 1",
+		`teekms_certificate_not_after_seconds{certificate="root"} `, `teekms_certificate_not_after_seconds{certificate="rpc"} `,
+		`teekms_certificates_issued_total{kind="rpc"} 1`, `teekms_authorizations_total{result="unreachable"} 1`,
+		`teekms_collateral_age_seconds{ca="`, `teekms_collateral_not_after_seconds{ca="`,
+		"teekms_appraisals_limited_total 0", "teekms_appraisal_duration_seconds_count 0",
 		"go_goroutines ", "process_resident_memory_bytes ",
 	} {
 		if !strings.Contains(metrics.body, want) {

@@ -103,6 +103,9 @@ func wantMeta(t testing.TB, k *kmsDir) *kmsv1.GetMetaResponse {
 		BootstrapInfo: &onboardv1.BootstrapResponse{
 			CaPubkey: info["ca_pubkey"], K256Pubkey: info["k256_pubkey"], Quote: info["quote"], Eventlog: info["eventlog"],
 		},
+		// What a webhook that cannot be asked knows of itself: nothing, and
+		// existing clients expect it to be said so.
+		GatewayAppId: new(""), KmsContractAddress: new(""), ChainId: new(uint64(0)), AppAuthImplementation: new(""),
 		TrustRootSha256:  digest[:],
 		InsecureSettings: []string{"core.attestation.provider", "core.attestation.insecure_allow_external_trust_anchors"},
 	}
@@ -114,7 +117,7 @@ func metaText(m *kmsv1.GetMetaResponse) string {
 	b := m.GetBootstrapInfo()
 	return fmt.Sprintf(`{"ca_cert":%s,"allow_any_upgrade":false,"k256_pubkey":"%x",`+
 		`"bootstrap_info":{"ca_pubkey":"%x","k256_pubkey":"%x","quote":"%x","eventlog":"%x"},`+
-		`"is_dev":false,"gateway_app_id":null,"kms_contract_address":null,"chain_id":null,"app_auth_implementation":null,`+
+		`"is_dev":false,"gateway_app_id":"","kms_contract_address":"","chain_id":0,"app_auth_implementation":"",`+
 		`"trust_root_sha256":"%x","insecure_settings":["core.attestation.provider","core.attestation.insecure_allow_external_trust_anchors"]}`,
 		pem, m.GetK256Pubkey(), b.GetCaPubkey(), b.GetK256Pubkey(), b.GetQuote(), b.GetEventlog(), m.GetTrustRootSha256())
 }
@@ -248,18 +251,18 @@ func testUnknownNames(t *testing.T, client *http.Client, url string) {
 		{"GET", "/prpc/GetAppEnvEncryptPubKey?app_id=0x0g", "app_id: not hexadecimal"},
 		{"GET", "/prpc/GetAppEnvEncryptPubKey?app_id=00&app_id=01", "app_id: given twice"},
 		{"GET", "/prpc/GetAppEnvEncryptPubKey?app_id=%zz", "app_id: wrong percent-encoding"},
-		{"POST", "/prpc/GetAppKey?json", "GetAppKey is not implemented by this version"},
-		{"GET", "/prpc/KMS.GetAppEnvEncryptPubKey?app_id=0x00", "GetAppEnvEncryptPubKey is not implemented by this version"},
-		{"POST", "/prpc/GetKmsKey?json", "GetKmsKey is not implemented by this version"},
-		{"GET", "/prpc/GetTempCaCert", "GetTempCaCert is not implemented by this version"},
-		{"POST", "/prpc/SignCert?json", "SignCert is not implemented by this version"},
+		{"POST", "/prpc/GetAppKey?json", noAuthority},
+		{"GET", "/prpc/KMS.GetAppEnvEncryptPubKey?app_id=0x00", noAuthority},
+		{"POST", "/prpc/GetKmsKey?json", noAuthority},
+		{"GET", "/prpc/GetTempCaCert", noAuthority},
+		{"POST", "/prpc/SignCert?json", noAuthority},
 	} {
 		a := request(t, client, c.method, url+c.path, "", nil)
 		wantRefusal(t, a, c.text)
 		checkHeaders(t, a, "application/json")
 	}
 	for _, method := range []string{"GetAppKey", "GetAppEnvEncryptPubKey", "GetKmsKey", "GetTempCaCert", "SignCert"} {
-		wantConnectError(t, connectPost(t, client, url+"/kms.v1.KMS/"+method, "{}"), "unimplemented", method+" is not implemented by this version")
+		wantConnectError(t, connectPost(t, client, url+"/kms.v1.KMS/"+method, "{}"), "unavailable", noAuthority)
 	}
 	wantConnectError(t, connectPost(t, client, url+"/grpc.health.v1.Health/Check", `{"service":1}`), "invalid_argument",
 		"request body: (line 1:12): invalid value for string field service: 1")
@@ -275,13 +278,17 @@ func testUnknownNames(t *testing.T, client *http.Client, url string) {
 	}
 }
 
+// noAuthority is what every call but GetMeta is told while nobody can be asked
+// whether this KMS may serve.
+const noAuthority = "authorization service unreachable"
+
 // testGRPC calls the KMS, its health and its reflection.
 func testGRPC(t *testing.T, conn *grpc.ClientConn, want *kmsv1.GetMetaResponse) {
 	ctx := t.Context()
 	m := &kmsv1.GetMetaResponse{}
 	compare(t, "gRPC", want, m, conn.Invoke(ctx, "/kms.v1.KMS/GetMeta", &kmsv1.GetMetaRequest{}, m))
 	wantStatus(t, conn.Invoke(ctx, "/kms.v1.KMS/SignCert", &kmsv1.SignCertRequest{}, &kmsv1.SignCertResponse{}),
-		codes.Unimplemented, "SignCert is not implemented by this version")
+		codes.Unavailable, noAuthority)
 	wantStatus(t, conn.Invoke(ctx, "/kms.v1.KMS/Nope", &kmsv1.SignCertRequest{}, &kmsv1.SignCertResponse{}), codes.Unimplemented, "")
 	testGRPCHealth(t, conn, "kms.v1.KMS")
 	if got := reflected(t, conn); !slices.Contains(got, "kms.v1.KMS") || slices.Contains(got, "onboard.v1.Onboard") {
