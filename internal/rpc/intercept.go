@@ -68,7 +68,13 @@ func (c *Chain) recovered(ctx context.Context, req connect.AnyRequest, next conn
 			zap.String("procedure", req.Spec().Procedure), zap.Any("panic", v), zap.StackSkip("stack", 1))
 		res, err = nil, fmt.Errorf("recovering from a panic: %v", v)
 	}()
-	return next(ctx, req)
+	admitted := ctx
+	if c.admit != nil {
+		if admitted, err = c.admit(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return next(admitted, req)
 }
 
 // public looks err up in the table and records it in the call, whose log line
