@@ -188,6 +188,7 @@ func TestDialRefusesWhatMeansNothing(t *testing.T) {
 		{"no URL", func(c *client.Config) { c.URL = "" }, "is not of the form"},
 		{"plain HTTP", func(c *client.Config) { c.URL = "http://kms" }, "reached by https"},
 		{"nothing identifies the KMS", func(c *client.Config) { c.CACert = nil }, "any would do"},
+		{"registers that anything may extend", func(c *client.Config) { c.CACert, c.Policy.RTMR[3] = nil, [][]byte{make([]byte, 48)} }, "any would do"},
 		{"a name without a root", func(c *client.Config) { c.CACert, c.Policy.AnyMeasurement, c.ServerName = nil, true, "a" }, "ServerName means nothing"},
 		{"a root that is none", func(c *client.Config) { c.CACert = []byte("root") }, "CACert: not a PEM certificate"},
 		{"two roots", func(c *client.Config) { c.CACert = append(slices.Clone(c.CACert), c.CACert...) }, "CACert: more than one"},

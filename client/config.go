@@ -75,7 +75,7 @@ func (cfg Config) resolve() (*resolved, error) {
 		return nil, errors.New("a KMS that gives keys is reached by https")
 	case len(cfg.CACert) == 0 && cfg.ServerName != "":
 		return nil, errors.New("ServerName means nothing without CACert")
-	case len(cfg.CACert) == 0 && !cfg.Policy.expects() && !cfg.Policy.AnyMeasurement:
+	case len(cfg.CACert) == 0 && !cfg.Policy.identifies() && !cfg.Policy.AnyMeasurement:
 		return nil, errors.New("neither CACert nor the policy says which KMS is meant, so that any would do")
 	case cfg.TempCA && cfg.Attester == nil:
 		return nil, errors.New("TempCA means nothing without Attester")

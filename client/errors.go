@@ -3,7 +3,6 @@ package client
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"teekms/internal/attest"
 	"teekms/internal/prpc/call"
@@ -20,7 +19,12 @@ type DeniedError struct {
 	Reason string
 }
 
-func (e *DeniedError) Error() string { return "denied: " + e.Reason }
+func (e *DeniedError) Error() string {
+	if e.Reason == "" {
+		return "denied by the KMS, without a reason"
+	}
+	return "denied by the KMS: " + e.Reason
+}
 
 // ServerError says that the KMS refuses for another reason than policy.
 type ServerError struct {
@@ -58,25 +62,14 @@ func (e *MismatchError) Error() string { return "the KMS is not what was expecte
 
 func (e *MismatchError) Unwrap() error { return e.Err }
 
-// denials are the texts of a KMS before the reason of a denial. What was
-// decided on the way stays out of the reason.
-func denials() []string {
-	return []string{"Boot denied: ", "KMS is not allowed: ", "KMS is not allowed to bootstrap: "}
-}
-
 // refusal makes an error of the KMS one of this package.
 func refusal(method string, err error) error {
 	refused, ok := errors.AsType[*call.Error](err)
 	if !ok {
 		return err
 	}
-	for _, marker := range denials() {
-		if _, reason, ok := strings.Cut(refused.Text, marker); ok {
-			return &DeniedError{Reason: reason}
-		}
-	}
-	if text, ok := strings.CutPrefix(refused.Text, "App not allowed: "); ok && strings.HasPrefix(text, imageRefused) {
-		return &DeniedError{Reason: text}
+	if reason, denied := refused.Denial(); denied {
+		return &DeniedError{Reason: reason}
 	}
 	message := refused.Text
 	if message == "" {
@@ -84,6 +77,3 @@ func refusal(method string, err error) error {
 	}
 	return &ServerError{Method: method, Message: message}
 }
-
-// imageRefused begins the text of a KMS that does not know the OS image.
-const imageRefused = "Failed to verify os image hash"

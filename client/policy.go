@@ -52,7 +52,7 @@ func (t Trust) open() (*x509.Certificate, tdx.CollateralSource, error) {
 }
 
 // Policy says which trust domains are good enough for a KMS. All of it must
-// hold. A policy that expects nothing is for a KMS that is identified by its
+// hold. A policy without MRTD and Check is for a KMS that is identified by its
 // root certificate: without one, [Dial] refuses it unless AnyMeasurement is set.
 type Policy struct {
 	// MRTD are the acceptable values of the MRTD, 48 bytes each; empty accepts
@@ -76,9 +76,13 @@ type Policy struct {
 	AnyMeasurement bool
 }
 
-// expects says whether the policy tells one trust domain from another.
+// identifies says whether the policy can tell one KMS from another. Registers
+// that run-time code extends do not: they say nothing without what extended them.
+func (p Policy) identifies() bool { return len(p.MRTD) > 0 || p.Check != nil }
+
+// expects says whether the policy needs Evidence to look at.
 func (p Policy) expects() bool {
-	return len(p.MRTD) > 0 || p.Check != nil || slices.ContainsFunc(p.RTMR[:], func(any [][]byte) bool { return len(any) > 0 })
+	return p.identifies() || slices.ContainsFunc(p.RTMR[:], func(any [][]byte) bool { return len(any) > 0 })
 }
 
 // validate refuses a policy that could not be met, or not be meant.

@@ -53,6 +53,23 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s is answered with: %s", e.Method, e.Text)
 }
 
+// Denial says whether this is a denial by policy, and returns the reason that
+// was given. Everything on the way to the decision is left out.
+func (e *Error) Denial() (reason string, denied bool) {
+	for _, marker := range []string{"Boot denied", "KMS is not allowed"} {
+		if _, rest, ok := strings.Cut(e.Text, marker); ok {
+			return strings.TrimPrefix(rest, ": "), true
+		}
+	}
+	// The image is not the one that it should be, unless it could not be had.
+	if _, rest, ok := strings.Cut(e.Text, imageRefused); ok && !strings.Contains(rest, "not available") && !strings.Contains(rest, "download") {
+		return imageRefused + rest, true
+	}
+	return "", false
+}
+
+const imageRefused = "Failed to verify os image hash"
+
 // ParseBase reads the URL of a service: http or https, a host, and a path that
 // may end in /prpc, which is cut off.
 func ParseBase(raw string) (*url.URL, error) {

@@ -103,3 +103,23 @@ func TestParseBaseTakesNoOtherURLs(t *testing.T) {
 		}
 	}
 }
+
+func TestDenialIsToldFromOtherRefusals(t *testing.T) {
+	tests := []struct {
+		text, reason string
+		denied       bool
+	}{
+		{"App not allowed: Boot denied: compose hash not allowed", "compose hash not allowed", true},
+		{"App not allowed: Boot denied", "", true},
+		{"KMS self authorization failed: KMS is not allowed: out of date", "out of date", true},
+		{"App not allowed: Failed to verify os image hash: MRTD does not match", "Failed to verify os image hash: MRTD does not match", true},
+		{"App not allowed: Failed to verify os image hash: OS image not available", "", false},
+		{"App not allowed: authorization service unreachable", "", false},
+		{"No attestation provided", "", false},
+	}
+	for _, tt := range tests {
+		if reason, denied := (&call.Error{Text: tt.text}).Denial(); reason != tt.reason || denied != tt.denied {
+			t.Errorf("Denial(%q) = %q, %t, want %q, %t", tt.text, reason, denied, tt.reason, tt.denied)
+		}
+	}
+}
