@@ -86,13 +86,14 @@ func oneLine(s string) string {
 func newRoot(env Environment) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "kmsctl",
-		Short: "Verify a KMS, serve a software trust domain, see a demonstration",
-		Long: `kmsctl is the operator's and the auditor's client of a KMS that was born in a
-trust domain. It needs no access to the machine that it verifies.
+		Short: "Set up a KMS, verify it, get keys and certificates from it",
+		Long: `kmsctl is the client of a KMS that was born in a trust domain: for its operator,
+who sets it up, for auditors, who verify it from elsewhere, and for workloads,
+which get their keys and certificates from it.
 
 Exit codes: 0 all is well, 1 an error, 2 a command line that means nothing,
-4 Evidence does not verify, 5 it verifies but is not what was expected,
-6 no valid collateral is to be had.`,
+3 denied by the KMS, 4 Evidence does not verify, 5 it verifies but is not what
+was expected, 6 no valid collateral is to be had.`,
 		Version:       buildinfo.Version(env.Version),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -110,7 +111,7 @@ Exit codes: 0 all is well, 1 an error, 2 a command line that means nothing,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{cmd.CommandPath(), err}
 	})
-	root.AddCommand(newVerify(env), newSimulator(env), newDemo(env))
+	root.AddCommand(newVerify(env), newMeta(env), newBootstrap(env), newOnboard(env), newFinish(env), newApp(env), newSimulator(env), newDemo(env))
 	// The built-in commands remember the streams of the moment.
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)

@@ -1,9 +1,13 @@
 package cli
 
 import (
+	"path/filepath"
+
 	"github.com/spf13/cobra"
 
+	"teekms/client"
 	"teekms/cmd/kmsctl/internal/chain"
+	"teekms/internal/attest/simtd"
 	"teekms/internal/attest/tdx"
 	"teekms/internal/attest/tdx/pcs"
 )
@@ -23,14 +27,41 @@ func (f *trustFlags) register(cmd *cobra.Command) {
 	complete(cmd, "pccs", valueOf("https://", "http://"))
 }
 
-// apply loads the root and opens the source. A root of one's own has no usual
-// place of collateral: Intel would answer with what leads to its own root.
-func (f *trustFlags) apply(cmd *cobra.Command, cfg *chain.Config) error {
+// validate refuses what means nothing. A root of one's own has no usual place of
+// collateral: Intel would answer with what leads to its own root.
+func (f *trustFlags) validate(cmd *cobra.Command) error {
 	switch {
 	case f.collateral != "" && f.pccs != "":
 		return usagef(cmd, "give --collateral or --pccs, not both")
 	case f.root != "" && f.collateral == "" && f.pccs == "":
 		return usagef(cmd, "--trust-root needs --collateral or --pccs: Intel has no collateral for another root")
+	}
+	if _, err := pcs.New(pcs.Config{URL: f.pccs}); err != nil {
+		return &usageError{cmd.CommandPath(), err}
+	}
+	return nil
+}
+
+// client is the same for the client, which loads and opens by itself. A software
+// trust domain brings its root and its collateral along.
+func (f *trustFlags) client(simulatorDir string) client.Trust {
+	t := client.Trust{RootFile: f.root, CollateralDir: f.collateral, PCCS: f.pccs}
+	if simulatorDir == "" {
+		return t
+	}
+	if t.RootFile == "" {
+		t.RootFile = filepath.Join(simulatorDir, simtd.RootFile)
+	}
+	if t.CollateralDir == "" && t.PCCS == "" {
+		t.CollateralDir = simulatorDir
+	}
+	return t
+}
+
+// apply loads the root and opens the source.
+func (f *trustFlags) apply(cmd *cobra.Command, cfg *chain.Config) error {
+	if err := f.validate(cmd); err != nil {
+		return err
 	}
 	var err error
 	cfg.TrustAnchor = tdx.IntelRootCA()
@@ -48,8 +79,6 @@ func (f *trustFlags) apply(cmd *cobra.Command, cfg *chain.Config) error {
 	if f.pccs == "" {
 		cfg.CollateralFrom = "Intel's Provisioning Certification Service"
 	}
-	if cfg.Collateral, err = pcs.New(pcs.Config{URL: f.pccs}); err != nil {
-		return &usageError{cmd.CommandPath(), err}
-	}
-	return nil
+	cfg.Collateral, err = pcs.New(pcs.Config{URL: f.pccs})
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -143,8 +144,12 @@ func (f *verifyFlags) config(cmd *cobra.Command, env Environment) (chain.Config,
 	if cfg.At, err = f.time(cmd, cfg.Now); err != nil {
 		return cfg, err
 	}
-	if cfg.AcceptTCB, err = f.acceptTCB(cmd); err != nil {
+	accept, err := acceptTCB(cmd, f.allowTCB)
+	if err != nil {
 		return cfg, err
+	}
+	for _, s := range accept {
+		cfg.AcceptTCB = append(cfg.AcceptTCB, attest.TCBStatus(s))
 	}
 	if cfg.Expect, err = f.expect.set(cmd); err != nil {
 		return cfg, err
@@ -163,17 +168,14 @@ func (f *verifyFlags) time(cmd *cobra.Command, now time.Time) (time.Time, error)
 	return at, nil
 }
 
-func (f *verifyFlags) acceptTCB(cmd *cobra.Command) ([]attest.TCBStatus, error) {
-	accept := []attest.TCBStatus{attest.UpToDate}
-	for _, given := range f.allowTCB {
-		known := false
-		for _, s := range tcbStatuses() {
-			known = known || s == given
-		}
-		if !known {
+// acceptTCB reads --allow-tcb-status: the statuses that are good enough.
+func acceptTCB(cmd *cobra.Command, allow []string) ([]string, error) {
+	accept := []string{string(attest.UpToDate)}
+	for _, given := range allow {
+		if !slices.Contains(tcbStatuses(), given) {
 			return nil, usagef(cmd, "--allow-tcb-status: %q cannot be accepted; those that can are %v", given, tcbStatuses())
 		}
-		accept = append(accept, attest.TCBStatus(given))
+		accept = append(accept, given)
 	}
 	return accept, nil
 }

@@ -140,3 +140,24 @@ func (s Set) Summary() string {
 	}
 	return strings.Join(names, ", ")
 }
+
+// Identifies says whether something is expected that only the software that is
+// meant can have. Registers that run-time code extends are not enough: they say
+// nothing without what extended them.
+func (s Set) Identifies() bool {
+	return slices.ContainsFunc(s, func(e Expectation) bool {
+		return e.Name == "mrtd" || e.Name == "mr_system" || e.Name == "mr_aggregated"
+	})
+}
+
+// Without returns the expectations of other names, and those of this one.
+func (s Set) Without(name string) (others, these Set) {
+	for _, e := range s {
+		if e.Name == name {
+			these = append(these, e)
+		} else {
+			others = append(others, e)
+		}
+	}
+	return others, these
+}

@@ -3,8 +3,7 @@ package status
 
 import "errors"
 
-// The exit codes (docs/kmsctl.md#exit-codes). Code 3, denied by policy, is not
-// given by the commands there are.
+// The exit codes (docs/kmsctl.md#exit-codes).
 const (
 	// OK says that all was done, and that Evidence verifies as expected.
 	OK = 0
@@ -12,6 +11,8 @@ const (
 	Failed = 1
 	// Usage is a command line that means nothing.
 	Usage = 2
+	// Denied says that a KMS understood and refuses by policy.
+	Denied = 3
 	// NotVerified says that Evidence does not verify, or that there is none.
 	NotVerified = 4
 	// Unexpected says that Evidence verifies and is not what was expected.
