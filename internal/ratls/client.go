@@ -51,7 +51,7 @@ func ClientTLS(c ClientConfig) (*tls.Config, error) {
 	switch {
 	case c.Appraiser == nil:
 		return nil, errors.New("making an RA-TLS client: no appraiser")
-	case c.Roots == nil && c.PinnedKey == nil && !(c.RequireEvidence && c.Appraise != nil):
+	case c.Roots == nil && c.PinnedKey == nil && (!c.RequireEvidence || c.Appraise == nil):
 		return nil, errors.New("making an RA-TLS client: neither roots, nor a pinned key, nor required Evidence with a policy: any server would do")
 	case c.ServerName != "" && c.Roots == nil:
 		return nil, errors.New("making an RA-TLS client: a server name means nothing without roots")

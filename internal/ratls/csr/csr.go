@@ -45,9 +45,9 @@ const confirmWord = "please sign cert:"
 
 // The refusals of [Request.VerifySignature], with the texts that clients know.
 var (
-	ErrAlgorithm   = errors.New("Unsupported algorithm") //nolint:staticcheck,revive // on the wire
-	ErrSignature   = errors.New("Invalid signature")     //nolint:staticcheck,revive // on the wire
-	ErrConfirmWord = errors.New("Invalid confirm word")  //nolint:staticcheck,revive // on the wire
+	ErrAlgorithm   = errors.New("Unsupported algorithm") //nolint:staticcheck // on the wire
+	ErrSignature   = errors.New("Invalid signature")     //nolint:staticcheck // on the wire
+	ErrConfirmWord = errors.New("Invalid confirm word")  //nolint:staticcheck // on the wire
 )
 
 // Request is a signing request:
