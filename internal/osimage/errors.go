@@ -1,6 +1,9 @@
 package osimage
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Errors of a Verifier, to be told apart with errors.Is.
 var (
@@ -26,3 +29,5 @@ func (e *MismatchError) Error() string { return e.Register + " does not match" }
 
 // Unwrap returns ErrNotVerified.
 func (e *MismatchError) Unwrap() error { return ErrNotVerified }
+
+func notVerified(err error) error { return fmt.Errorf("%w: %w", ErrNotVerified, err) }

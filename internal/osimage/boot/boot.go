@@ -15,13 +15,18 @@ import (
 	"teekms/internal/attest/eventlog"
 )
 
-// What OVMF before edk2-stable202505 measures in every guest. The first is the
-// firmware's volume of variables as it is built, the second the variable
-// Boot0000, which starts the firmware's own user interface.
-const (
-	builtCFV      = "\x34\x4b\xc5\x1c\x98\x0b\xa6\x21\xaa\xa0\x0d\xa3\xed\x74\x36\xf7\xd6\xe5\x49\x19\x7d\xfe\x69\x95\x15\xdf\xa2\xc6\x58\x3d\x95\xe6\x41\x2a\xf2\x1c\x09\x7d\x47\x31\x55\x87\x5f\xfd\x56\x1d\x67\x90"
-	builtBoot0000 = "\x23\xad\xa0\x7f\x52\x61\xf1\x2f\x34\xa0\xbd\x8e\x46\x76\x09\x62\xd6\xb4\xd5\x76\xa4\x16\xf1\xfe\xa1\xc6\x4b\xc6\x56\xb1\xd2\x8e\xac\xf7\x04\x7a\xe6\xe9\x67\xc5\x8f\xd2\xa9\x8b\xfa\x74\xc2\x98"
-)
+// emptyVariables is the SHA-384 of the configuration volume of a 4 MiB OVMF as
+// it is built: 0x84000 bytes that hold no variable
+// (docs/osimage.md#configuration-volume).
+const emptyVariables = "\x34\x4b\xc5\x1c\x98\x0b\xa6\x21\xaa\xa0\x0d\xa3\xed\x74\x36\xf7\xd6\xe5\x49\x19\x7d\xfe\x69\x95\x15\xdf\xa2\xc6\x58\x3d\x95\xe6\x41\x2a\xf2\x1c\x09\x7d\x47\x31\x55\x87\x5f\xfd\x56\x1d\x67\x90"
+
+// bootOption is the variable Boot0000, which starts the firmware's own user
+// interface: attributes, length of the path, name, and the path, which is a
+// firmware volume, a file in it, and an end.
+const bootOption = "\x09\x01\x00\x00\x2c\x00" + "U\x00i\x00A\x00p\x00p\x00\x00\x00" +
+	"\x04\x07\x14\x00\xc9\xbd\xb8\x7c\xeb\xf8\x34\x4f\xaa\xea\x3e\xe4\xaf\x65\x16\xa1" +
+	"\x04\x06\x14\x00\x21\xaa\x2c\x46\x14\x76\x03\x45\x83\x6e\x8a\xb6\xf4\x66\x23\x31" +
+	"\x7f\xff\x04\x00"
 
 // The vendors of the Secure Boot variables, as they are laid out in memory.
 const (
@@ -31,7 +36,7 @@ const (
 
 // CFV returns the digest of the configuration volume of the firmware that
 // dstack images have shipped before edk2-stable202505.
-func CFV() attest.Measurement { return attest.Measurement([]byte(builtCFV)) }
+func CFV() attest.Measurement { return attest.Measurement([]byte(emptyVariables)) }
 
 // RTMR0 returns what the firmware and the machine leave in RTMR0: hob is the
 // digest of the hand-off block, cfv that of the configuration volume, acpi those
@@ -45,7 +50,7 @@ func RTMR0(hob, cfv attest.Measurement, acpi ACPI) attest.Measurement {
 		separator(),
 		acpi.Loader, acpi.RSDP, acpi.Tables,
 		sha512.Sum384([]byte{0, 0}), // BootOrder: Boot0000 alone
-		attest.Measurement([]byte(builtBoot0000)),
+		sha512.Sum384([]byte(bootOption)),
 	)
 }
 
