@@ -51,7 +51,10 @@ type Result struct {
 
 // Appraiser verifies Evidence that is bound to a public key. It may be used
 // from several goroutines.
-type Appraiser struct{ cfg AppraiserConfig }
+type Appraiser struct {
+	cfg  AppraiserConfig
+	logs logCache
+}
 
 // NewAppraiser makes an Appraiser.
 func NewAppraiser(cfg AppraiserConfig) (*Appraiser, error) {
@@ -153,7 +156,7 @@ func (a *Appraiser) appraise(ctx context.Context, ev *attest.Evidence, spki []by
 	if err := checkBinding(claims.ReportData, spki); err != nil {
 		return nil, err
 	}
-	log, err := checkLog(ev.EventLog, claims)
+	log, err := a.logs.check(ev.EventLog, claims.RTMR[eventlog.RuntimeIMR])
 	if err != nil {
 		return nil, &attest.VerifyError{Link: attest.LinkEventLog, Err: err}
 	}
@@ -166,28 +169,4 @@ func checkBinding(got [64]byte, spki []byte) error {
 		return &attest.VerifyError{Link: attest.LinkReportData, Err: errors.New("report data mismatch: the quote binds another key")}
 	}
 	return nil
-}
-
-// checkLog holds the log to what identity is read from: RTMR3 must be all of
-// it, also where no log came, and nothing in it may be ambiguous.
-func checkLog(text []byte, claims *attest.Claims) (eventlog.Log, error) {
-	log := eventlog.Log{}
-	if len(text) > 0 {
-		var err error
-		if log, err = eventlog.Parse(text); err != nil {
-			return nil, err //nolint:wrapcheck // the caller names the link
-		}
-	}
-	rtmr, err := log.Replay()
-	if err != nil {
-		return nil, err //nolint:wrapcheck // as above
-	}
-	const i = eventlog.RuntimeIMR
-	if rtmr[i] != claims.RTMR[i] {
-		return nil, fmt.Errorf("RTMR%d replays to %x, the quote has %x", i, rtmr[i], claims.RTMR[i])
-	}
-	if _, err := log.Identity(); err != nil {
-		return nil, err //nolint:wrapcheck // as above
-	}
-	return log, nil
 }

@@ -96,6 +96,27 @@ func TestAppraiserDoesNotTrustItsVerifierAlone(t *testing.T) {
 	}
 }
 
+func TestRememberedLogMustAgreeWithEveryQuote(t *testing.T) {
+	td := openTD(t, simtd.Config{})
+	k := newKey(t)
+	ev, public := evidenceOf(t, td, k), spki(t, &k.PublicKey)
+	claims, err := verifierOf(t, td).Verify(t.Context(), ev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := appraiserOf(t, ratls.AppraiserConfig{Verifier: verifierFunc(func(context.Context, *attest.Evidence) (*attest.Claims, error) { return claims, nil })})
+	for range 200 { // more logs than are remembered
+		if _, err := a.Appraise(t.Context(), ev, public); err != nil {
+			t.Fatal(err)
+		}
+		ev.EventLog = append(ev.EventLog, ' ')
+	}
+	claims.RTMR[3][0] ^= 1
+	if _, err := a.Appraise(t.Context(), ev, public); err == nil || !strings.HasPrefix(err.Error(), "invalid quote: event log: RTMR3 replays to ") {
+		t.Errorf("Appraise(known log, other RTMR3) = %v, want its refusal", err)
+	}
+}
+
 type verifierFunc func(context.Context, *attest.Evidence) (*attest.Claims, error)
 
 func (f verifierFunc) Verify(ctx context.Context, ev *attest.Evidence) (*attest.Claims, error) {

@@ -22,7 +22,7 @@ type Attested struct {
 	Claims *attest.Claims
 	// Log is the event log. Its RTMR3 replays to that of Claims; its boot
 	// events may have been left out. No application id, compose hash or
-	// instance id stands in it twice.
+	// instance id stands in it twice. It may be shared: it must not be changed.
 	Log eventlog.Log
 	// VMConfig is the JSON text in which the host describes the machine, ""
 	// when there is none. Nothing vouches for it.
