@@ -70,6 +70,8 @@ func TestDemoExits(t *testing.T) {
 	for _, want := range []string{
 		"The trust domain is simulated: ", "✓ bootstrap kms.localhost ", "✓ verify the quote ", "✓ quote signature ",
 		"✓ second opinion ", "✓ finish setup ", "✓ read GetMeta over TLS ", "✓ verify the running KMS ", "✓ RPC certificate ",
+		"✓ get keys as an app ", "✓ get a certificate ", "✓ try it as a changed app ", "denied: compose hash not allowed",
+		"✓ onboard a second KMS ", "✓ get the same keys there ", "gives the application the very same keys",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("kmsctl demo does not print %q\n%s", want, stdout)
@@ -134,6 +136,7 @@ func TestDemoStaysUpWithCommandsThatWork(t *testing.T) {
 		"whether it is ready":         "OK",
 		"verify it, running":          "✓ Verified",
 		"verify its key directory":    "✓ Verified",
+		"get keys as the application": `"disk_crypt_key"`,
 	}
 	for _, try := range up.Try {
 		if strings.HasPrefix(try.Command, "grpcurl") {
@@ -157,7 +160,7 @@ func TestDemoStaysUpWithCommandsThatWork(t *testing.T) {
 		t.Errorf("kmsctl demo ends with %d, %q after Ctrl-C, want 0 and silence", code, p.stderr)
 	}
 	leavesNothing(t, up.Dir)
-	for _, kept := range []string{"kms.toml", "certs/root-ca.crt", "td/root-ca.pem", "dstack-kms.log", "bootstrap-answer.json"} {
+	for _, kept := range []string{"kms.toml", "certs/root-ca.crt", "td/root-ca.pem", "dstack-kms.log", "bootstrap-answer.json", "kms-2.toml", "certs-2/root-k256.key", "dstack-kms-2.log"} {
 		if _, err := os.Stat(filepath.Join(dir, kept)); err != nil {
 			t.Errorf("--dir does not keep %s: %v", kept, err)
 		}
@@ -217,7 +220,7 @@ func TestDemoWithoutItsProgramsSaysWhereItLooked(t *testing.T) {
 // TestDemoThatIsInterruptedLeavesNothing interrupts it in each of its steps.
 func TestDemoThatIsInterruptedLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for delay := 5 * time.Millisecond; delay <= 150*time.Millisecond; delay += 15 * time.Millisecond {
+	for delay := 5 * time.Millisecond; delay <= 500*time.Millisecond; delay += 45 * time.Millisecond {
 		cmd, tmp := demoCommand(t)
 		p := startCmd(t, cmd)
 		for p.stdout.String() == "" { // before that, signals are not yet handled

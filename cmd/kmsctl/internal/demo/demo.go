@@ -1,5 +1,6 @@
 // Package demo shows the whole main job on one machine, with the real programs
-// and a software trust domain: bootstrap, verification, the serving KMS.
+// and a software trust domain: bootstrap, verification, the serving KMS,
+// applications that get their keys or are denied them, a second KMS.
 package demo
 
 import (
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"teekms/client"
 	"teekms/cmd/kmsctl/internal/chain"
 	"teekms/cmd/kmsctl/internal/terminal"
 	onboardv1 "teekms/gen/onboard/v1"
@@ -24,6 +26,9 @@ import (
 // Domain is the name of the KMS. Names under localhost are everybody's own
 // machine (RFC 6761 §6.3).
 const Domain = "kms.localhost"
+
+// secondDomain is the name of the KMS that is onboarded from the first.
+const secondDomain = "kms-2.localhost"
 
 // stepTimeout bounds every step.
 const stepTimeout = 30 * time.Second
@@ -85,10 +90,17 @@ type demo struct {
 
 	programs          map[string]string
 	onboardPort, port *reservation
+	authority         *authority
 	onboarder, kms    *process
 	record            *onboardv1.BootstrapResponse
+	root              *x509.CertPool
 	pinned            *http.Client
 	links             []chain.Link // of the last verification
+	keys              *client.AppKeys
+
+	// Of the second KMS.
+	secondOnboardPort, secondPort *reservation
+	secondOnboarder, second       *process
 }
 
 type step struct {
@@ -100,6 +112,7 @@ type step struct {
 func (d *demo) steps() []step {
 	return []step{
 		{"find the programs", (*demo).findPrograms},
+		{"start a webhook", (*demo).startAuthority},
 		{"write the configuration", (*demo).configure},
 		{"start dstack-onboard", (*demo).startOnboard},
 		{"bootstrap " + Domain, (*demo).bootstrap},
@@ -108,6 +121,11 @@ func (d *demo) steps() []step {
 		{"start dstack-kms", (*demo).startKMS},
 		{"read GetMeta over TLS", (*demo).getMeta},
 		{"verify the running KMS", (*demo).verifyURL},
+		{"get keys as an app", (*demo).appKeys},
+		{"get a certificate", (*demo).appCert},
+		{"try it as a changed app", (*demo).denied},
+		{"onboard a second KMS", (*demo).onboardPeer},
+		{"get the same keys there", (*demo).sameKeys},
 	}
 }
 
@@ -125,7 +143,7 @@ func (d *demo) do(ctx context.Context, s step) error {
 	if err == nil {
 		return nil
 	}
-	for _, p := range []*process{d.onboarder, d.kms} {
+	for _, p := range d.processes() {
 		if p != nil {
 			d.showLog(p)
 		}
@@ -189,7 +207,7 @@ func (d *demo) showLog(p *process) {
 // cleanUp ends the servers and removes what is not to be kept.
 func (d *demo) cleanUp() error {
 	var errs []error
-	for _, r := range []*reservation{d.onboardPort, d.port} {
+	for _, r := range []*reservation{d.onboardPort, d.port, d.secondOnboardPort, d.secondPort} {
 		if r != nil {
 			r.release()
 		}
@@ -197,15 +215,24 @@ func (d *demo) cleanUp() error {
 	if d.pinned != nil {
 		d.pinned.CloseIdleConnections()
 	}
-	for _, p := range []*process{d.kms, d.onboarder} {
+	http.DefaultClient.CloseIdleConnections()
+	for _, p := range d.processes() {
 		if p != nil {
 			errs = append(errs, p.stop())
 		}
+	}
+	if d.authority != nil {
+		errs = append(errs, d.authority.stop())
 	}
 	if d.made {
 		errs = append(errs, os.RemoveAll(d.dir))
 	}
 	return errors.Join(errs...)
+}
+
+// processes are all that were started, nil for those that were not.
+func (d *demo) processes() []*process {
+	return []*process{d.onboarder, d.kms, d.secondOnboarder, d.second}
 }
 
 func (d *demo) path(elem ...string) string { return filepath.Join(append([]string{d.dir}, elem...)...) }
@@ -234,11 +261,12 @@ func (r *reservation) release() { _ = r.l.Close() }
 
 func (r *reservation) host() string { return fmt.Sprintf("127.0.0.1:%d", r.port) }
 
-// pinnedClient is a client that trusts this root alone and expects the KMS's
-// name, wherever it connects to.
-func pinnedClient(root *x509.CertPool) *http.Client {
+// pinnedTo is a client that trusts the KMS's root alone and expects this name,
+// wherever it connects to.
+func (d *demo) pinnedTo(domain string) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		ForceAttemptHTTP2: true,
-		TLSClientConfig:   &tls.Config{RootCAs: root, ServerName: Domain, MinVersion: tls.VersionTLS13},
+		IdleConnTimeout:   time.Second,
+		TLSClientConfig:   &tls.Config{RootCAs: d.root, ServerName: domain, MinVersion: tls.VersionTLS13},
 	}}
 }

@@ -125,7 +125,7 @@ func TestStepsAsJSON(t *testing.T) {
 		}
 		steps = append(steps, s.Step)
 	}
-	if got, want := strings.Join(steps, ", "), "find the programs, write the configuration, start dstack-onboard"; got != want {
+	if got, want := strings.Join(steps, ", "), "find the programs, start a webhook, write the configuration, start dstack-onboard"; got != want {
 		t.Errorf("steps = %s, want %s", got, want)
 	}
 }

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -25,11 +26,11 @@ type process struct {
 	err   error
 }
 
-// start starts a program, its output going to a file of its name in dir. The
-// kernel kills it when this process ends, however that happens.
-func start(program, dir string, args ...string) (*process, error) {
+// start starts a program, its output going to a file of its name and suffix in
+// dir. The kernel kills it when this process ends, however that happens.
+func start(program, suffix, dir string, args ...string) (*process, error) {
 	p := &process{name: filepath.Base(program), ended: make(chan struct{})}
-	p.log = filepath.Join(dir, p.name+".log")
+	p.log = filepath.Join(dir, p.name+suffix+".log")
 	out, err := os.Create(p.log)
 	if err != nil {
 		return nil, fmt.Errorf("making log: %w", err)
@@ -92,6 +93,19 @@ func (p *process) stop() error {
 	_ = p.cmd.Process.Kill()
 	<-p.ended
 	return fmt.Errorf("%s did not end within %v of being asked to", p.name, stopGrace)
+}
+
+// ending waits until the process ends by itself, which it must do well.
+func (p *process) ending(ctx context.Context) error {
+	select {
+	case <-p.ended:
+	case <-ctx.Done():
+		return fmt.Errorf("%s does not end", p.name)
+	}
+	if p.err != nil {
+		return fmt.Errorf("%s ended: %w", p.name, p.err)
+	}
+	return nil
 }
 
 // tail returns the last lines of the log.

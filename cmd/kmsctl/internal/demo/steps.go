@@ -27,6 +27,10 @@ import (
 // What is in the directory of a demonstration.
 const (
 	configFile = "kms.toml"
+	// Of the second KMS.
+	secondConfig = "kms-2.toml"
+	secondCerts  = "certs-2"
+
 	answerFile = "bootstrap-answer.json"
 	certsDir   = "certs"
 	tdDir      = "td"
@@ -50,16 +54,24 @@ func (d *demo) configure(ctx context.Context) (string, error) {
 	if err := d.makeDir(); err != nil {
 		return "", err
 	}
-	var err error
-	if d.onboardPort, err = reserve(ctx); err != nil {
-		return "", err
+	for _, r := range []**reservation{&d.onboardPort, &d.port, &d.secondOnboardPort, &d.secondPort} {
+		var err error
+		if *r, err = reserve(ctx); err != nil {
+			return "", err
+		}
 	}
-	if d.port, err = reserve(ctx); err != nil {
-		return "", err
-	}
-	text := fmt.Sprintf(configText, d.port.port, quoted(d.path(certsDir)), d.onboardPort.port, quoted(d.path(tdDir)), quoted(d.path(tdDir, rootFile)))
-	if err := os.WriteFile(d.path(configFile), []byte(text), 0o644); err != nil {
-		return "", fmt.Errorf("writing configuration: %w", err)
+	for _, c := range []struct {
+		file, certs   string
+		port, onboard *reservation
+	}{
+		{configFile, certsDir, d.port, d.onboardPort},
+		{secondConfig, secondCerts, d.secondPort, d.secondOnboardPort},
+	} {
+		text := fmt.Sprintf(configText, c.port.port, quoted(d.path(c.certs)), c.onboard.port, quoted(d.authority.url),
+			quoted(d.path(tdDir)), quoted(d.path(tdDir, rootFile)))
+		if err := os.WriteFile(d.path(c.file), []byte(text), 0o644); err != nil {
+			return "", fmt.Errorf("writing configuration: %w", err)
+		}
 	}
 	return d.path(configFile), nil
 }
@@ -111,6 +123,17 @@ cert_dir = %s
 address = "127.0.0.1"
 port = %d
 
+# Who may have keys is for the demonstration's own webhook to decide.
+[core.auth_api]
+type = "webhook"
+
+[core.auth_api.webhook]
+url = %s
+
+# There is no image to compare a software trust domain with.
+[core.image]
+verify = false
+
 # A trust domain in software, and the permission to trust its root.
 [core.attestation]
 provider = "simulator"
@@ -124,12 +147,23 @@ tdx = %s
 `
 
 func (d *demo) startOnboard(ctx context.Context) (_ string, err error) {
-	d.onboardPort.release()
-	if d.onboarder, err = start(d.programs["dstack-onboard"], d.dir, "--config", d.path(configFile)); err != nil {
+	if d.onboarder, err = d.startNamed("dstack-onboard", "", d.path(configFile)); err != nil {
 		return "", err
 	}
 	url := "http://" + d.onboardPort.host()
 	return url, waitFor(ctx, d.onboarder, http.DefaultClient, url+"/health")
+}
+
+// startNamed starts a program with a configuration, its ports being freed for it
+// before; suffix tells the logs of two apart.
+func (d *demo) startNamed(name, suffix, config string) (*process, error) {
+	ports := map[string]*reservation{"dstack-onboard": d.onboardPort, "dstack-kms": d.port}
+	if suffix != "" {
+		ports = map[string]*reservation{"dstack-onboard": d.secondOnboardPort, "dstack-kms": d.secondPort}
+		suffix = "-" + suffix
+	}
+	ports[name].release()
+	return start(d.programs[name], suffix, d.dir, "--config", config)
 }
 
 // waitFor waits until url answers 200.
@@ -238,15 +272,7 @@ func (d *demo) finish(ctx context.Context) (string, error) {
 		return "", err
 	}
 	http.DefaultClient.CloseIdleConnections()
-	select {
-	case <-d.onboarder.ended:
-	case <-ctx.Done():
-		return "", errors.New("dstack-onboard does not end")
-	}
-	if d.onboarder.err != nil {
-		return "", fmt.Errorf("dstack-onboard ended: %w", d.onboarder.err)
-	}
-	return "dstack-onboard ended with status 0", nil
+	return "dstack-onboard ended with status 0", d.onboarder.ending(ctx)
 }
 
 func (d *demo) startKMS(ctx context.Context) (_ string, err error) {
@@ -254,13 +280,12 @@ func (d *demo) startKMS(ctx context.Context) (_ string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("reading the root certificate: %w", err)
 	}
-	root := x509.NewCertPool()
-	if !root.AppendCertsFromPEM(text) {
+	d.root = x509.NewCertPool()
+	if !d.root.AppendCertsFromPEM(text) {
 		return "", errors.New("the root certificate is no certificate")
 	}
-	d.pinned = pinnedClient(root)
-	d.port.release()
-	if d.kms, err = start(d.programs["dstack-kms"], d.dir, "--config", d.path(configFile)); err != nil {
+	d.pinned = d.pinnedTo(Domain)
+	if d.kms, err = d.startNamed("dstack-kms", "", d.path(configFile)); err != nil {
 		return "", err
 	}
 	return d.url(), waitFor(ctx, d.kms, d.pinned, d.url()+"/ready")

@@ -22,6 +22,7 @@ func (d *demo) tries() []try {
 		{"the same through gRPC", fmt.Sprintf("grpcurl -cacert %s -servername %s 127.0.0.1:%d kms.v1.KMS/GetMeta", ca, Domain, d.port.port)},
 		{"whether it is ready", fmt.Sprintf("%s https://%s/ready", curl, host)},
 		{"verify it, running", fmt.Sprintf("kmsctl verify --url %s %s", d.url(), trust)},
+		{"get keys as the application", fmt.Sprintf("kmsctl app key --kms %s --ca-cert %s --app-id %x --compose-hash %x --provider simulator --simulator-dir %s --json", d.url(), ca, appID(), composeHash(appCompose), td)},
 		{"verify its key directory", fmt.Sprintf("kmsctl verify --dir %s %s", quote(d.path(certsDir)), trust)},
 	}
 }
