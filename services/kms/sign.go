@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/internal/attest"
@@ -55,7 +56,7 @@ func (s *Service) readRequest(r *kmsv1.SignCertRequest) (*csr.Request, *ecdsa.Pu
 	}
 	request, err := csr.Parse(version, r.GetCsr())
 	if err != nil {
-		return nil, nil, invalid("Failed to parse csr: "+err.Error(), nil)
+		return nil, nil, invalid("Failed to parse csr: "+strings.TrimPrefix(err.Error(), "reading signing request: "), nil)
 	}
 	public, err := request.VerifySignature(r.GetCsr(), r.GetSignature())
 	if err != nil {
