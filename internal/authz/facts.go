@@ -87,6 +87,9 @@ func (c *FactsCache) Get(ctx context.Context) (Facts, error) {
 		}
 	}
 	defer func() { <-c.turn }()
+	if err := ctx.Err(); err != nil {
+		return Facts{}, err
+	}
 	if kept = c.kept.Load(); c.fresh(kept) {
 		return kept.facts, nil // another caller had the turn before
 	}
