@@ -418,11 +418,13 @@ func TestFacts(t *testing.T) {
 		{
 			"everything",
 			write(`{"status":"ok","kmsContractAddr":"0xab","gatewayAppId":"any","chainId":8453,"appImplementation":"0xcd","ethRpcUrl":"https://node","x":1}`),
-			authz.Facts{ContractAddress: "0xab", GatewayAppID: "any", ChainID: 8453, AppImplementation: "0xcd", EthRPCURL: "https://node"}, "",
+			authz.Facts{ContractAddress: "0xab", GatewayAppID: "any", ChainID: 8453, AppImplementation: "0xcd", EthRPCURL: "https://node"},
+			"",
 		},
 		{
 			"older name", write(`{"status":"ok","kmsContractAddr":"","gatewayAppId":"","chainId":0,"appAuthImplementation":"0xef"}`),
-			authz.Facts{AppImplementation: "0xef"}, "",
+			authz.Facts{AppImplementation: "0xef"},
+			"",
 		},
 		{"other types", write(`{"chainId":"1","gatewayAppId":null,"kmsContractAddr":[],"appImplementation":"a\u001b"}`), authz.Facts{AppImplementation: "a"}, ""},
 		{"nothing", write(`{}`), authz.Facts{}, ""},
