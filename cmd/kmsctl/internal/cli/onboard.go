@@ -143,6 +143,9 @@ func (c *caller) do(method string, in, out proto.Message) error {
 		if _, denied := refused.Denial(); denied {
 			return status.WithCode(status.Denied, err)
 		}
+		if refused.Status == http.StatusUnauthorized && c.Token == "" {
+			return fmt.Errorf("%w; give it with --setup-token-file", err)
+		}
 	}
 	return gaveUp(ctx, c.timeout, err)
 }
