@@ -20,6 +20,7 @@ import (
 // apply, crypto/tls reads at most 256 KiB of certificates and parses them.
 const (
 	MaxCertificateSize = 64 << 10
+	MaxChainSize       = 96 << 10
 	MaxChain           = 8
 	// maxEvidenceSize leaves room for the rest of a certificate.
 	maxEvidenceSize = MaxCertificateSize - 4<<10

@@ -73,10 +73,15 @@ func checkChain(chain []*x509.Certificate) error {
 	if len(chain) > MaxChain {
 		return fmt.Errorf("chain of %d certificates, want at most %d", len(chain), MaxChain)
 	}
+	size := 0
 	for _, c := range chain {
 		if len(c.Raw) > MaxCertificateSize {
 			return fmt.Errorf("certificate of %d bytes, want at most %d", len(c.Raw), MaxCertificateSize)
 		}
+		size += len(c.Raw)
+	}
+	if size > MaxChainSize {
+		return fmt.Errorf("chain of %d bytes, want at most %d", size, MaxChainSize)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"teekms/internal/attest"
 	"teekms/internal/attest/simtd"
+	"teekms/internal/keys"
 	"teekms/internal/ratls"
 )
 
@@ -273,6 +274,7 @@ func TestLongChainsAreRefused(t *testing.T) {
 		}
 		return &long
 	}
+	heavy := craft(t, newKey(t), keys.Extension(keys.ArcAppInfo, make([]byte, 14<<10)))
 	tests := []struct {
 		name   string
 		cert   *tls.Certificate
@@ -280,6 +282,7 @@ func TestLongChainsAreRefused(t *testing.T) {
 	}{
 		{"nine certificates", chain(&plain, 9), "chain of 9 certificates, want at most 8"},
 		{"nine with Evidence", chain(good, 9), "chain of 9 certificates, want at most 8"},
+		{"eight certificates of 14 KiB", chain(heavy, 8), "want at most 98304"},
 		{"ten thousand certificates", chain(&plain, 10_000), "exceeds maximum"},
 		{"a thousand with Evidence", chain(good, 1000), "exceeds maximum"},
 	}

@@ -40,7 +40,7 @@ func unhex(t testing.TB, s string) []byte {
 }
 
 // These are the attestations inside the known signing requests of
-// docs/wire.md#csr-v2, and one laid out by hand with every field.
+// docs/wire.md#csr, and one laid out by hand with every field.
 func TestKnownAttestations(t *testing.T) {
 	zeros := strings.Repeat("00", 64)
 	tests := []struct {
