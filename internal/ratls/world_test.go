@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -20,6 +19,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"teekms/internal/attest"
 	"teekms/internal/attest/simtd"
@@ -193,6 +194,11 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
+// zap is a log into b.
+func (b *lockedBuffer) zap() *zap.Logger {
+	return zap.New(zapcore.NewCore(zapcore.NewConsoleEncoder(zapcore.EncoderConfig{MessageKey: "msg"}), zapcore.AddSync(b), zap.DebugLevel))
+}
+
 // timeoutHeader gives a call a deadline at the server.
 const timeoutHeader = "X-Timeout"
 
@@ -227,7 +233,7 @@ func serve(t testing.TB, cfg ratls.ServerConfig, plain bool) *server {
 			}
 			_, _ = io.WriteString(w, describe(ratls.PeerFrom(ctx)))
 		}),
-		ConnContext: s.ConnContext, TLSConfig: s.TLSConfig(), ErrorLog: log.New(out.log, "", 0),
+		ConnContext: s.ConnContext, TLSConfig: s.TLSConfig(), ErrorLog: zap.NewStdLog(out.log.zap()),
 		ReadHeaderTimeout: 10 * time.Second,
 	}
 	done := make(chan struct{})
