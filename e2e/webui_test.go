@@ -33,6 +33,8 @@ func TestWebUI(t *testing.T) {
 		{"a lost reply to Finish is told from a refusal", testWebUILostFinish},
 		{"a bootstrap done elsewhere can still be finished", testWebUIAlreadyCompleted},
 		{"a failed bootstrap says why and can be tried again", testWebUIFailed},
+		{"a replica is onboarded from a peer", testWebUIOnboard},
+		{"onboarding from a peer fails and is mended", testWebUIOnboardFailed},
 		{"plain HTTP from a remote host works too", testWebUIRemoteHost},
 		{"the facts say whose trust root it is", testWebUIFacts},
 		{"without scripts the page tells the commands", testWebUIWithoutScripts},

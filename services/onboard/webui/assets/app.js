@@ -1,10 +1,11 @@
-// The way through the page: Bootstrap, domain, Submit, record, Finish Setup.
+// The way through the page: Bootstrap or Onboard from a peer, domain, Submit,
+// record, Finish Setup.
 
 import { post } from './api.js';
 import { attemptFor, endAttempt, lastAttempt } from './attempt.js';
 import { announce, byId, complain } from './dom.js';
 import { showFacts } from './facts.js';
-import { readRecord, showRecord } from './record.js';
+import { readRecord, readReplica, showRecord, showReplica } from './record.js';
 
 const pageTitle = document.title;
 const steps = ['start', 'domain', 'record', 'end'];
@@ -17,12 +18,17 @@ const views = {
   progress: { step: 'domain', sections: ['progress'] },
   failed: { step: 'domain', sections: ['failed'] },
   record: { step: 'record', sections: ['record', 'finish'] },
+  replica: { step: 'record', sections: ['replica', 'finish'] },
   already: { step: 'record', sections: ['already', 'finish'] },
   ended: { step: 'end', sections: ['ended'] },
 };
 
 const domainField = byId('domain');
+const sourceField = byId('source');
 const tokenField = byId('token');
+
+// fromPeer says which of the two ways the page is on.
+let fromPeer = false;
 
 // show turns the page to a view and says so to a screen reader by moving the
 // focus to its heading, or to the element given.
@@ -80,18 +86,40 @@ function domainProblem(domain) {
   return '';
 }
 
-async function bootstrap(domain) {
-  const attempt = attemptFor(domain);
+// sourceProblem does the same for the URL of the source.
+function sourceProblem(source) {
+  if (source === '') {
+    return 'Enter the URL of the source KMS.';
+  }
+  if (!/^https:\/\//i.test(source)) {
+    return 'The URL must begin with https, as in the example.';
+  }
+  if (/\s/.test(source)) {
+    return 'A URL has no spaces.';
+  }
+  return '';
+}
+
+// choose sets out on one of the two ways.
+function choose(peer) {
+  fromPeer = peer;
+  byId('source-field').hidden = !peer;
+  sourceField.required = peer;
+  byId('progress-title').replaceChildren(peer ? 'Fetching the root keys' : 'Making the root keys');
+  byId('progress-bootstrap').hidden = peer;
+  byId('progress-peer').hidden = !peer;
+  show('domain', peer ? sourceField : domainField);
+}
+
+// submit goes the way that was chosen.
+async function submit(domain) {
   byId('progress-domain').replaceChildren(domain);
+  byId('progress-source').replaceChildren(sourceField.value.trim());
+  byId('ended-host').replaceChildren(domain.includes(':') ? `[${domain}]` : domain);
   show('progress');
   const stop = countSeconds();
   try {
-    const record = readRecord(await post('Bootstrap', attempt, token()));
-    byId('record-domain').replaceChildren(domain);
-    byId('ended-host').replaceChildren(domain.includes(':') ? `[${domain}]` : domain);
-    showRecord(record);
-    show('record');
-    announce('Bootstrap succeeded. The public record is shown.');
+    await (fromPeer ? onboard(domain) : bootstrap(domain));
   } catch (error) {
     explain(error);
   } finally {
@@ -99,7 +127,22 @@ async function bootstrap(domain) {
   }
 }
 
-// explain leads from an error of Bootstrap to where it can be mended.
+async function bootstrap(domain) {
+  const record = readRecord(await post('Bootstrap', attemptFor(domain), token()));
+  byId('record-domain').replaceChildren(domain);
+  showRecord(record);
+  show('record');
+  announce('Bootstrap succeeded. The public record is shown.');
+}
+
+async function onboard(domain) {
+  const request = { source_url: sourceField.value.trim(), domain };
+  showReplica(readReplica(await post('Onboard', request, token())));
+  show('replica');
+  announce('The root keys of the source were taken over.');
+}
+
+// explain leads from an error of either way to where it can be mended.
 function explain(error) {
   if (error.kind === 'token') {
     show('domain', tokenField);
@@ -111,19 +154,35 @@ function explain(error) {
     announce('Bootstrap already completed.');
     return;
   }
-  if (error.kind === 'refused' && /\bdomain\b/i.test(error.message)) {
-    show('domain', domainField);
-    complain(domainField, error.message);
+  const field = error.kind === 'refused' ? fieldOf(error.message) : null;
+  if (field) {
+    show('domain', field);
+    complain(field, error.message);
     return;
   }
   const lost = error.kind !== 'refused';
-  byId('failed-title').replaceChildren(lost ? 'No answer came' : 'Bootstrap failed');
+  byId('failed-title').replaceChildren(lost ? 'No answer came' : `${fromPeer ? 'Onboarding' : 'Bootstrap'} failed`);
   byId('failed-text').replaceChildren(error.message ?? String(error));
-  byId('failed-advice').replaceChildren(lost
-    ? 'The keys may or may not have been made. Trying again is safe: it asks for the same bootstrap, and if that one succeeded you get its record.'
-    : 'Mend the cause, then try again. The log of the service says more.');
+  byId('failed-advice').replaceChildren(advice(lost));
   show('failed');
   announce(`${byId('failed-title').textContent}. ${byId('failed-text').textContent}`);
+}
+
+// fieldOf finds the field that a refusal is about.
+function fieldOf(message) {
+  if (fromPeer) {
+    return { source_url: sourceField, domain: domainField }[message.match(/^(source_url|domain):/)?.[1]] ?? null;
+  }
+  return /\bdomain\b/i.test(message) ? domainField : null;
+}
+
+function advice(lost) {
+  if (!lost) {
+    return 'Mend the cause, then try again. The log of the service says more.';
+  }
+  return fromPeer
+    ? 'The keys may or may not have come over. Trying again is safe: a KMS takes root keys once, and says so when it has them.'
+    : 'The keys may or may not have been made. Trying again is safe: it asks for the same bootstrap, and if that one succeeded you get its record.';
 }
 
 // countSeconds runs the clock of the progress view until the returned function
@@ -191,11 +250,13 @@ function toggleToken(event) {
 }
 
 function listen() {
-  byId('bootstrap').addEventListener('click', () => show('domain', domainField));
-  byId('back').addEventListener('click', () => show('start', byId('bootstrap')));
-  byId('change').addEventListener('click', () => show('domain', domainField));
-  byId('again').addEventListener('click', () => bootstrap(domainField.value.trim()));
+  byId('bootstrap').addEventListener('click', () => choose(false));
+  byId('onboard-peer').addEventListener('click', () => choose(true));
+  byId('back').addEventListener('click', () => show('start', byId(fromPeer ? 'onboard-peer' : 'bootstrap')));
+  byId('change').addEventListener('click', () => choose(fromPeer));
+  byId('again').addEventListener('click', () => submit(domainField.value.trim()));
   byId('token-show').addEventListener('click', toggleToken);
+  sourceField.addEventListener('input', () => complain(sourceField, ''));
   domainField.addEventListener('input', () => complain(domainField, ''));
   tokenField.addEventListener('input', () => complain(tokenField, ''));
 
@@ -203,8 +264,10 @@ function listen() {
     event.preventDefault();
     const domain = domainField.value.trim();
     const problem = domainProblem(domain);
+    const peerProblem = fromPeer ? sourceProblem(sourceField.value.trim()) : '';
     complain(domainField, problem);
-    if (problem !== '') {
+    complain(sourceField, peerProblem); // the first field last: it gets the focus
+    if (problem !== '' || peerProblem !== '') {
       return;
     }
     if (tokenField.required && token() === '') {
@@ -212,7 +275,7 @@ function listen() {
       return;
     }
     complain(tokenField, '');
-    bootstrap(domain);
+    submit(domain);
   });
   byId('finish-form').addEventListener('submit', (event) => {
     event.preventDefault();

@@ -26,6 +26,20 @@ export function readRecord(answer) {
   return record;
 }
 
+// readReplica picks the one value from an answer of Onboard.
+export function readReplica(answer) {
+  const value = answer?.k256_pubkey;
+  if (typeof value !== 'string' || !/^0x([0-9a-f]{2}){33}$/i.test(value)) {
+    throw new CallError('strange', 'The service answered, but k256_pubkey is missing or is not a key.');
+  }
+  return value;
+}
+
+// showReplica fills the replica's view.
+export function showReplica(k256) {
+  byId('replica-values').replaceChildren(valueBox(fields.find(([name]) => name === 'k256_pubkey'), k256));
+}
+
 // showRecord fills the record's view.
 export function showRecord(record) {
   const whole = `${JSON.stringify(record, null, 2)}\n`;
