@@ -280,8 +280,13 @@ type AuthEthereumSection struct {
 	Finality string `toml:"finality"`
 	// Confirmations is how many blocks before the latest one is read.
 	Confirmations int64 `toml:"confirmations"`
+	// MaxBlockAge is how old that block may be; zero is any age.
+	MaxBlockAge time.Duration `toml:"max_block_age"`
 	// Timeout bounds one question.
 	Timeout time.Duration `toml:"timeout"`
+	// CAFile holds the roots (PEM) that the node's certificate is checked
+	// against, in place of the system's.
+	CAFile string `toml:"ca_file"`
 }
 
 // AuthDevSection is [core.auth_api.dev].

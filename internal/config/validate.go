@@ -164,7 +164,9 @@ func (ch *checker) ethereum(e AuthEthereumSection, chosen bool) {
 	ch.check(e.Confirmations >= 0 && e.Confirmations <= 1<<20, path+"confirmations", "must be from 0 to %d", 1<<20)
 	ch.check(e.Confirmations == 0 || e.Finality == FinalityLatest, path+"confirmations",
 		`counts back from the latest block: set core.auth_api.ethereum.finality = "latest"`)
+	ch.check(e.MaxBlockAge >= 0 && e.MaxBlockAge <= 24*time.Hour, path+"max_block_age", "must be from 0s, any age, to 24h")
 	ch.duration(path+"timeout", e.Timeout)
+	ch.check(e.CAFile == "" || !bytes.HasPrefix(e.RPCURL.Bytes(), []byte("http://")), path+"ca_file", "has no meaning for an http URL")
 }
 
 func (ch *checker) onboard(o Onboard) {

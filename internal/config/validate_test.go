@@ -57,6 +57,8 @@ func TestValueProblems(t *testing.T) {
 		{"contract", "core.auth_api.ethereum.kms_contract_address = '0x1234'", "core.auth_api.ethereum.kms_contract_address: must be 0x and 40 hex digits"},
 		{"finality", "core.auth_api.ethereum.finality = 'soon'", "core.auth_api.ethereum.finality: must be one of latest, safe, finalized"},
 		{"confirmations of a final block", "core.auth_api.ethereum.confirmations = 2", `core.auth_api.ethereum.confirmations: counts back from the latest block: set core.auth_api.ethereum.finality = "latest"`},
+		{"age of a block", "core.auth_api.ethereum.max_block_age = '-1s'", "core.auth_api.ethereum.max_block_age: must be from 0s, any age, to 24h"},
+		{"roots for a node without TLS", "core.auth_api.ethereum.ca_file = '/x'\ncore.auth_api.ethereum.rpc_url = 'http://node'", "core.auth_api.ethereum.ca_file: has no meaning for an http URL"},
 		{"Ethereum timeout", "core.auth_api.ethereum.timeout = '0s'", "core.auth_api.ethereum.timeout: must be more than 0s and at most 24h"},
 		{"Ethereum node", "core.auth_api.ethereum.rpc_url = 'ws:x'", "core.auth_api.ethereum.rpc_url: must be an absolute http or https URL"},
 		{"log level", "log.level = 'trace'", "log.level: must be one of debug, info, warn, error"},

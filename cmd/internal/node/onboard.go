@@ -21,8 +21,12 @@ import (
 	"teekms/services/onboard"
 )
 
-// attestSlack is what a Bootstrap call may take beyond its quote.
-const attestSlack = 15 * time.Second
+// What an Onboard call may take beyond its quotes: a connection to the peer and
+// the peer's answers, then the commit.
+const (
+	peerTime    = time.Minute
+	attestSlack = 15 * time.Second
+)
 
 // Onboard fills the empty key directory: by itself where the configuration
 // names a domain, else by serving the onboarding service until Finish. It
@@ -48,7 +52,7 @@ func (n *Node) Onboard(ctx context.Context) error {
 		Authorizer: authority,
 		Store:      n.Keys, Attester: n.attestation.attester, Provider: n.attestation.provider, Verifier: n.attestation.verifier,
 		SetupToken: token, SiteName: n.Config.Core.SiteName, Version: n.Version, InsecureSettings: n.Config.InsecureSettings(),
-		AttestTimeout: n.Config.Core.Attestation.Timeout, Now: time.Now, Log: n.Log,
+		PeerTimeout: peerTime, AttestTimeout: n.Config.Core.Attestation.Timeout, Now: time.Now, Log: n.Log,
 	})
 	if err != nil {
 		return err
@@ -82,7 +86,7 @@ func (n *Node) serveOnboarding(ctx context.Context, service *onboard.Service) er
 	c := n.Config.Core.Onboard
 	n.Log.Info("Starting onboarding service")
 	calls, connections := n.CallLimits(), n.ConnectionLimits()
-	calls.Timeout = max(calls.Timeout, n.Config.Core.Attestation.Timeout+attestSlack)
+	calls.Timeout = max(calls.Timeout, n.Config.Core.Attestation.Timeout+2*peerTime+attestSlack)
 	connections.WriteTime = max(connections.WriteTime, calls.Timeout+replySlack)
 	mount, err := service.Mount(calls)
 	if err != nil {
