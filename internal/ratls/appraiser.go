@@ -70,7 +70,8 @@ func NewAppraiser(cfg AppraiserConfig) (*Appraiser, error) {
 // Appraise verifies ev and that it is bound to the public key spki, a DER
 // SubjectPublicKeyInfo. The error is an [*InvalidError] when ev does not hold.
 // It is another when nothing can be said of ev: it wraps [ErrLimited],
-// [attest.ErrNoCollateral] or the error of ctx.
+// [attest.ErrNoCollateral], what is wrong with the collateral, or the error of
+// ctx.
 func (a *Appraiser) Appraise(ctx context.Context, ev *attest.Evidence, spki []byte) (*Attested, error) {
 	return a.observed(ctx, func() (*Attested, error) { return a.appraise(ctx, ev, spki) })
 }
@@ -129,7 +130,8 @@ func classify(err error) (string, error) {
 		return OutcomeLimited, err
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return OutcomeCanceled, fmt.Errorf("appraising: %w", err)
-	case errors.Is(err, attest.ErrNoCollateral):
+	case errors.Is(err, attest.ErrNoCollateral), isVerify && verify.Link == attest.LinkCollateral:
+		// Collateral that does not verify is not the peer's fault either.
 		return OutcomeNoCollateral, fmt.Errorf("appraising: %w", err)
 	case isVerify:
 		return strings.ReplaceAll(strings.ToLower(verify.Link), " ", "_"), &InvalidError{Err: verify}

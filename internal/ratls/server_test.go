@@ -156,10 +156,13 @@ func TestCanceledAppraisalSaysNothingToOthers(t *testing.T) {
 func TestUnfinishedAppraisalIsTriedAgain(t *testing.T) {
 	td := openTD(t, simtd.Config{})
 	v := verifierOf(t, td)
-	var outage atomic.Bool
+	var outage, damage atomic.Bool
 	v.before = func(context.Context) error {
-		if outage.Load() {
+		switch {
+		case outage.Load():
 			return &attest.VerifyError{Link: attest.LinkCollateral, Err: attest.ErrNoCollateral}
+		case damage.Load():
+			return &attest.VerifyError{Link: attest.LinkCollateral, Err: errDenied}
 		}
 		return nil
 	}
@@ -185,10 +188,13 @@ func TestUnfinishedAppraisalIsTriedAgain(t *testing.T) {
 	outage.Store(true)
 	c.want(t, "appraising: collateral: no collateral to be had")
 	outage.Store(false)
+	damage.Store(true)
+	c.want(t, "appraising: collateral: denied")
+	damage.Store(false)
 	c.want(t, appText(td))
 	limited.Store(true) // no matter: it is known by now
 	c.want(t, appText(td))
-	outcomes.want(t, ratls.OutcomeLimited, ratls.OutcomeNoCollateral, ratls.OutcomeOK)
+	outcomes.want(t, ratls.OutcomeLimited, ratls.OutcomeNoCollateral, ratls.OutcomeNoCollateral, ratls.OutcomeOK)
 }
 
 func TestInvalidEvidenceFailsEveryCall(t *testing.T) {
