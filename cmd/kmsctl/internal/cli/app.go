@@ -49,7 +49,8 @@ and get the application's keys or a certificate from it.
 With --ca-cert the KMS is identified by that root certificate, whatever its host
 name is, and its Evidence must verify where it has some. Without it, the Evidence
 identifies the KMS, and --expect-mrtd or --expect-file must say which is meant.`,
-		Args: cobra.ArbitraryArgs,
+		SuggestionsMinimumDistance: 2,
+		Args:                       cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cmd.Help()

@@ -61,11 +61,15 @@ func trust(k *kmstest.KMS) []string {
 }
 
 func TestUsageErrorsEndWithStatus2AndAHint(t *testing.T) {
+	t.Chdir(t.TempDir())
 	expectFile := filepath.Join(t.TempDir(), "expect.toml")
 	if err := os.WriteFile(expectFile, []byte(`domain = "a"`), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	register := strings.Repeat("00", 48)
+	register, id, hash := strings.Repeat("00", 48), strings.Repeat("00", 20), strings.Repeat("00", 32)
+	if err := os.WriteFile("b", nil, 0o644); err != nil { // --ca-cert b
+		t.Fatal(err)
+	}
 	tests := []struct {
 		args       string
 		want, hint string
@@ -96,6 +100,35 @@ func TestUsageErrorsEndWithStatus2AndAHint(t *testing.T) {
 		{"simulator", "--dir is required", "kmsctl simulator"},
 		{"simulator --dir a --listen 8081", "--listen: ", "kmsctl simulator"},
 		{"simulator --dir a --mrtd 00", "--mrtd: want 96 hex digits", "kmsctl simulator"},
+		{"app kye", `unknown command "kye"; did you mean key?`, "kmsctl app"},
+		{"app key", "--kms is required", "kmsctl app key"},
+		{"app key --kms http://a --ca-cert b", "--app-id is required", "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b --app-id 00", "--app-id: want 40 hex digits", "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b --app-id " + id, "--compose-hash is required", "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b --app-id " + id + " --compose-hash " + id, "--compose-hash: want 64 hex digits", "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b --app-id " + id + " --compose-hash " + hash + " --instance-id 0", "--instance-id: want 40 hex digits", "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b --app-id " + id + " --compose-hash " + hash + " --provider tpm", `"tpm" is not auto, guest-agent`, "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b --app-id " + id + " --compose-hash " + hash + " --provider simulator", "--provider simulator needs --simulator-dir", "kmsctl app key"},
+		{"app key --kms https://a", "--insecure-accept-any-measurement", "kmsctl app key"},
+		{"app key --kms https://a --expect-rtmr 3=" + register, "--insecure-accept-any-measurement", "kmsctl app key"},
+		{"app key --kms https://a --server-name b --insecure-accept-any-measurement", "--server-name goes with --ca-cert", "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b --trust-root c", "--trust-root needs", "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b --pccs ftp://c", "making a PCS client", "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b --allow-tcb-status Revoked", `"Revoked" cannot be accepted`, "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b --timeout 0s", "--timeout must be positive", "kmsctl app key"},
+		{"app cert --kms https://a --csr-version 3", "--csr-version: 3 is neither 1 nor 2", "kmsctl app cert"},
+		{"app cert --kms https://a --csr-version 1 --with-app-info", "need --csr-version 2", "kmsctl app cert"},
+		{"app cert --kms https://a --not-after later", `--not-after: "later" is not a time`, "kmsctl app cert"},
+		{"app env-pubkey --kms https://a --ca-cert b", "--app-id is required", "kmsctl app env-pubkey"},
+		{"bootstrap --url http://a", "--domain is required", "kmsctl bootstrap"},
+		{"bootstrap --domain a", "--url is required", "kmsctl bootstrap"},
+		{"bootstrap --domain a --url a:1", "--url: ", "kmsctl bootstrap"},
+		{"onboard --url http://a --domain b", "--source is required", "kmsctl onboard"},
+		{"onboard --url http://a --source https://b", "--domain is required", "kmsctl onboard"},
+		{"finish", "--url is required", "kmsctl finish"},
+		{"finish --url http://a --timeout 0s", "--timeout must be positive", "kmsctl finish"},
+		{"meta", "--url is required", "kmsctl meta"},
+		{"meta --url ftp://a", "is not of the form", "kmsctl meta"},
 		{"completion tcsh", `unknown command "tcsh"`, "kmsctl completion"},
 		{"completion bash zsh", `unexpected argument "zsh"`, "kmsctl completion bash"},
 		{"help frobnicate", `no help about ["frobnicate"]`, "kmsctl help"},
@@ -130,6 +163,11 @@ func TestOtherErrorsEndWithStatus1AndOneLine(t *testing.T) {
 		{"no collateral directory", []string{"verify", "--dir", k.Dir, "--collateral", k.TDDir + "/none"}, "opening collateral directory"},
 		{"no expectations", []string{"verify", "--dir", k.Dir, "--expect-file", empty}, "nothing is expected there"},
 		{"nobody listens", []string{"verify", "--url", "https://127.0.0.1:1"}, "connection refused"},
+		{"nobody listens there either", []string{"meta", "--url", "https://127.0.0.1:1"}, "connection refused"},
+		{"nobody onboards", []string{"bootstrap", "--url", "http://127.0.0.1:1", "--domain", "a"}, "calling Onboard.Bootstrap: "},
+		{"no token", []string{"finish", "--url", "http://127.0.0.1:1", "--setup-token-file", k.Dir + "/none"}, "--setup-token-file: open "},
+		{"no root certificate", []string{"app", "env-pubkey", "--kms", "https://127.0.0.1:1", "--app-id", strings.Repeat("00", 20), "--ca-cert", k.Dir + "/none"}, "--ca-cert: open "},
+		{"a KMS without TLS", []string{"app", "env-pubkey", "--kms", "http://127.0.0.1:1", "--app-id", strings.Repeat("00", 20), "--ca-cert", k.Dir + "/root-ca.crt"}, "is reached by https"},
 		{"an address in use", []string{"simulator", "--dir", k.TDDir, "--listen", "192.0.2.1:1"}, "listening: "},
 	}
 	for _, tt := range tests {
@@ -292,6 +330,9 @@ func TestHelpAndVersion(t *testing.T) {
 		{[]string{"help"}, "Available Commands:"},
 		{[]string{"completion"}, "fish"},
 		{[]string{"demo", "--help"}, "kmsctl demo --exit"},
+		{[]string{"app"}, "env-pubkey"},
+		{[]string{"help", "app", "cert"}, "kmsctl app cert --kms"},
+		{[]string{"bootstrap", "--help"}, "--setup-token-file"},
 		{[]string{"--version"}, "kmsctl v1.2.3 (go"},
 	}
 	for _, tt := range tests {
@@ -324,6 +365,11 @@ func TestCompletion(t *testing.T) {
 		{[]string{"simulator", "--listen", ""}, "127.0.0.1:8081\n:4"},
 		{[]string{"demo", "--dir", ""}, ":16"},
 		{[]string{"verify", "--at", ""}, ":4"},
+		{[]string{"app", ""}, "cert\t"},
+		{[]string{"app", "key", "--provider", ""}, "auto\nguest-agent\nconfigfs\nsimulator\n:4"},
+		{[]string{"app", "key", "--simulator-dir", ""}, ":16"},
+		{[]string{"app", "cert", "--key", ""}, "key\npem\n:8"},
+		{[]string{"bootstrap", "--url", ""}, "http://\nhttps://\n:4"},
 	}
 	for _, tt := range tests {
 		_, stdout, _ := run(t.Context(), append([]string{"__complete"}, tt.args...)...)

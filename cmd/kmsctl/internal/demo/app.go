@@ -45,7 +45,7 @@ func (d *demo) dial(ctx context.Context, url, compose string) (*client.Client, e
 	if err != nil {
 		return nil, fmt.Errorf("reading the root certificate: %w", err)
 	}
-	attester, err := client.Simulator(client.SimulatorConfig{
+	attester, err := client.Simulator(client.SimulatorConfig{ //nolint:contextcheck // it opens files, which takes no time worth cutting short
 		Dir: d.path(tdDir), AppID: appID(), ComposeHash: composeHash(compose), Booting: true,
 	})
 	if err != nil {

@@ -1,0 +1,62 @@
+package cli_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"teekms/cmd/kmsctl/internal/status"
+)
+
+// sections maps commands to the headings that document them.
+func sections() map[string][]string {
+	return map[string][]string{
+		"verify": {"## verify"}, "meta": {"## meta"}, "bootstrap": {"## bootstrap"}, "onboard": {"## onboard"}, "finish": {"## finish"},
+		"app key": {"## app"}, "app cert": {"## app"}, "app env-pubkey": {"## app"}, "simulator": {"## simulator"}, "demo": {"## demo"},
+	}
+}
+
+// Every flag in the help of a command stands in its section of the manual, and
+// every flag in the section in some command's help.
+func TestTheManualHasEveryFlag(t *testing.T) {
+	manual, err := os.ReadFile("../../../../docs/kmsctl.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := map[string]string{}
+	for part := range strings.SplitSeq(string(manual), "\n## ") {
+		heading, body, _ := strings.Cut(part, "\n")
+		text["## "+heading] = body
+	}
+	known := map[string]bool{"--help": true, "--version": true}
+	for command, headings := range sections() {
+		code, help, stderr := run(t.Context(), append(strings.Fields(command), "--help")...)
+		if code != status.OK {
+			t.Fatalf("kmsctl %s --help = %d, %q", command, code, stderr)
+		}
+		for _, flag := range flagsIn(help) {
+			known[flag] = true
+			if flag != "--help" && !strings.Contains(text[headings[0]], flag) {
+				t.Errorf("docs/kmsctl.md%s does not mention %s of kmsctl %s", strings.TrimPrefix(headings[0], "##"), flag, command)
+			}
+		}
+	}
+	for _, flag := range flagsIn(string(manual)) {
+		if !known[flag] && flag != "--expect-" {
+			t.Errorf("docs/kmsctl.md mentions %s, which no command has", flag)
+		}
+	}
+}
+
+// flagsIn are the words of a text that look like flags.
+func flagsIn(text string) []string {
+	var flags []string
+	for _, word := range strings.FieldsFunc(text, func(r rune) bool {
+		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789-", r)
+	}) {
+		if strings.HasPrefix(word, "--") && strings.Trim(word, "-") != "" {
+			flags = append(flags, word)
+		}
+	}
+	return flags
+}
