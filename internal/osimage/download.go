@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"teekms/internal/attest"
 )
 
 const (
@@ -67,10 +69,8 @@ func (s *store) image(ctx context.Context, hash imageHash) (*image, error) {
 	if err == nil {
 		return im, nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		if err := os.RemoveAll(s.path(hash)); err != nil {
-			return nil, fmt.Errorf("removing damaged image: %w", err)
-		}
+	if err := os.RemoveAll(s.path(hash)); err != nil {
+		return nil, fmt.Errorf("removing damaged image: %w", err)
 	}
 	if err := s.download(ctx, hash); err != nil {
 		return nil, err
@@ -93,19 +93,17 @@ func (s *store) open(hash imageHash) (*image, error) {
 
 // unusualKernel returns the digest of the image's kernel in a guest of unusual
 // memory.
-func (s *store) unusualKernel(hash imageHash, im *image, memory uint64) (*facts, error) {
+func (s *store) unusualKernel(hash imageHash, im *image, memory uint64) (attest.Measurement, error) {
 	dir, err := os.OpenRoot(s.path(hash))
 	if err != nil {
-		return nil, fmt.Errorf("opening image: %w", err)
+		return attest.Measurement{}, fmt.Errorf("opening image: %w", err)
 	}
 	defer func() { _ = dir.Close() }() // It was only read.
 	listed, err := readSums(dir, hash)
 	if err != nil {
-		return nil, err
+		return attest.Measurement{}, err
 	}
-	f := im.facts
-	f.kernel, err = im.kernelDigest(dir, listed, memory)
-	return &f, err
+	return im.kernelDigest(dir, listed, memory)
 }
 
 // download fetches an image into a folder of its own, checks it there, and

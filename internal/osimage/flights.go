@@ -14,7 +14,8 @@ const (
 	// maxAnswers bounds what is remembered, failures and images alike: a few
 	// hundred bytes each.
 	maxAnswers = 256
-	// maxFlights bounds how many images are downloaded or measured at a time.
+	// maxFlights bounds how many images are downloaded or measured at a time,
+	// and so the memory that their kernels take.
 	maxFlights = 2
 )
 
@@ -96,16 +97,23 @@ func (fs *flights) join(hash imageHash) *flight {
 func (fs *flights) fly(f *flight, hash imageHash) {
 	defer close(f.done)
 	defer func() { f.at = fs.now() }()
+	f.err = fs.alone(fs.base, func() (err error) {
+		ctx, cancel := context.WithTimeout(fs.base, fs.timeout)
+		defer cancel()
+		f.image, err = fs.fetch(ctx, hash)
+		return err
+	})
+}
+
+// alone calls f when it is its turn among the flights.
+func (fs *flights) alone(ctx context.Context, f func() error) error {
 	select {
 	case fs.slots <- struct{}{}:
-	case <-fs.base.Done():
-		f.err = fs.base.Err()
-		return
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	defer func() { <-fs.slots }()
-	ctx, cancel := context.WithTimeout(fs.base, fs.timeout)
-	defer cancel()
-	f.image, f.err = fs.fetch(ctx, hash)
+	return f()
 }
 
 func (fs *flights) expired(f *flight) bool {

@@ -227,12 +227,15 @@ func (v *Verifier) downloaded(ctx context.Context, hash imageHash, memory uint64
 	if boot.UsualMemory(memory) {
 		return &im.facts, nil
 	}
-	f, err := v.images.unusualKernel(hash, im, memory)
-	if err != nil {
-		// The files are not what they were: have them anew next time.
-		v.flights.forget(&hash)
-	}
-	return f, err
+	f := im.facts
+	return &f, v.flights.alone(ctx, func() error {
+		f.kernel, err = v.images.unusualKernel(hash, im, memory)
+		if err != nil {
+			// The files are not what they were: have them anew next time.
+			v.flights.forget(&hash)
+		}
+		return err
+	})
 }
 
 // ClearCache forgets downloaded images. imageHash and configHash are each empty

@@ -10,8 +10,8 @@ import (
 	"teekms/internal/attest"
 )
 
-// MaxKernelSize bounds a kernel in bytes.
-const MaxKernelSize = 256 << 20
+// MaxKernelSize bounds a kernel in bytes; one of a distribution has 15 MB.
+const MaxKernelSize = 64 << 20
 
 // acpiReserve is what QEMU keeps free for ACPI tables at the end of memory.
 const acpiReserve = 0x28000

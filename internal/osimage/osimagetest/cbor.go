@@ -5,14 +5,8 @@ import (
 	"fmt"
 )
 
-// Map is a CBOR map in the order of its pairs.
-type Map []Pair
-
-// Pair is an entry of a Map.
-type Pair struct {
-	Key   string
-	Value any
-}
+// Map is a CBOR map: keys and values by turns.
+type Map []any
 
 // CBOR encodes a value: uint64, []byte, string or Map.
 func CBOR(v any) []byte { return appendCBOR(nil, v) }
@@ -26,9 +20,9 @@ func appendCBOR(b []byte, v any) []byte {
 	case string:
 		return append(appendHead(b, 3, uint64(len(v))), v...)
 	case Map:
-		b = appendHead(b, 5, uint64(len(v)))
-		for _, p := range v {
-			b = appendCBOR(appendCBOR(b, p.Key), p.Value)
+		b = appendHead(b, 5, uint64(len(v)/2))
+		for _, item := range v {
+			b = appendCBOR(b, item)
 		}
 		return b
 	default:

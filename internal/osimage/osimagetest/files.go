@@ -83,9 +83,9 @@ func FirmwareWith(data []byte, sections []Section) []byte {
 // Kernel returns a bzImage of 12 KiB: the boot header of a 64-bit kernel, a PE
 // header, two sections.
 func Kernel() []byte {
-	b := make([]byte, 0x3000)
-	for i := range b[0x1000:] {
-		b[0x1000+i] = byte(i * 7)
+	b := make([]byte, 0x1000, 0x3000)
+	for i := range 0x2000 {
+		b = append(b, byte(i*7))
 	}
 	le := binary.LittleEndian
 	copy(b, "MZ")

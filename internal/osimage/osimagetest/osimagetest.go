@@ -103,7 +103,8 @@ func Archive(members []tar.Header, contents [][]byte) []byte {
 			panic(err)
 		}
 	}
-	// Not w.Close: it refuses a member that is shorter than it says.
+	// Not w.Close: the last member may be shorter than it says.
+	_ = w.Flush()
 	if _, err := zipped.Write(make([]byte, 1024)); err != nil {
 		panic(err)
 	}
@@ -119,17 +120,20 @@ func (im *Image) Measurement() []byte {
 	kernel := im.kernelDigest(4 << 30)
 	cmdline, initrd := boot.CommandLine(CommandLine), sha512.Sum384(im.Files["initrd.gz"])
 	return CBOR(Map{
-		{"version", uint64(3)},
-		{"image", Map{
-			{"cmdline_sha384", cmdline[:]},
-			{"kernel_authenticode", kernel[:]},
-			{"initrd_sha384", initrd[:]},
-		}},
-		{"tdvf", Map{
-			{"ovmf", "pre202505"},
-			{"mrtd", Map{{"single_pass", fw.MRTD.SinglePass[:]}, {"two_pass", fw.MRTD.TwoPass[:]}}},
-			{"td_hob", fw.Layout.Witness()},
-		}},
+		"version", uint64(3),
+		"image",
+		Map{
+			"cmdline_sha384", cmdline[:],
+			"kernel_authenticode", kernel[:],
+			"initrd_sha384", initrd[:],
+		},
+		"tdvf",
+		Map{
+			"ovmf", "pre202505",
+			"mrtd",
+			Map{"single_pass", fw.MRTD.SinglePass[:], "two_pass", fw.MRTD.TwoPass[:]},
+			"td_hob", fw.Layout.Witness(),
+		},
 	})
 }
 
