@@ -50,9 +50,9 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	return &Server{cfg: cfg}, nil
 }
 
-// TLSConfig returns the configuration of the listener: TLS 1.3, a client
-// certificate is asked for, and whatever key it has the client proves to hold
-// it. Nobody's signature on it counts: [Server.Admit] judges it by its Evidence.
+// TLSConfig returns the configuration of the listener: TLS 1.3, no resumption, a
+// client certificate is asked for, and whatever key it has the client proves to
+// hold it. Nobody's signature on it counts: [Server.Admit] judges it by its Evidence.
 func (s *Server) TLSConfig() *tls.Config {
 	auth := tls.RequestClientCert
 	if s.cfg.Mandatory {
@@ -62,7 +62,12 @@ func (s *Server) TLSConfig() *tls.Config {
 		MinVersion:     tls.VersionTLS13,
 		ClientAuth:     auth,
 		GetCertificate: s.cfg.Certificates,
-		// Unlike VerifyPeerCertificate it runs for resumed sessions too.
+		// A ticket would hold the client's certificate, 10 KiB and more, and come
+		// back in a ClientHello too large for proxies that look for the server
+		// name in it. It would save one signature: a resumed session is another
+		// connection, to be appraised anew.
+		SessionTicketsDisabled: true,
+		// Unlike VerifyPeerCertificate it would run for resumed sessions too.
 		VerifyConnection: func(cs tls.ConnectionState) error { return checkChain(cs.PeerCertificates) },
 	}
 }

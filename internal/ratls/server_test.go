@@ -211,12 +211,12 @@ func TestInvalidEvidenceFailsEveryCall(t *testing.T) {
 	}
 }
 
-func TestResumedSessionIsAppraisedAgain(t *testing.T) {
-	td := openTD(t, simtd.Config{})
-	v := verifierOf(t, td)
-	s := serve(t, ratls.ServerConfig{Appraiser: appraiserOf(t, ratls.AppraiserConfig{Verifier: v})}, false)
-	var resumed atomic.Int32
-	c := s.client(t, newCertificate(t, ratls.ClientCertConfig{Attester: td}), func(c *tls.Config) {
+// resuming is a client that resumes sessions where it can, with a count of
+// those.
+func resuming(t *testing.T, s *server, cert *tls.Certificate) (*client, *atomic.Int32) {
+	t.Helper()
+	resumed := new(atomic.Int32)
+	return s.client(t, cert, func(c *tls.Config) {
 		http1(c)
 		c.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 		c.ServerName = "kms.test"
@@ -226,7 +226,33 @@ func TestResumedSessionIsAppraisedAgain(t *testing.T) {
 			}
 			return nil
 		}
-	})
+	}), resumed
+}
+
+func TestSessionsAreNotResumed(t *testing.T) {
+	td := openTD(t, simtd.Config{})
+	v := verifierOf(t, td)
+	s := serve(t, ratls.ServerConfig{Appraiser: appraiserOf(t, ratls.AppraiserConfig{Verifier: v})}, false)
+	c, resumed := resuming(t, s, newCertificate(t, ratls.ClientCertConfig{Attester: td}))
+	for range 3 {
+		c.want(t, appText(td))
+		c.http.CloseIdleConnections()
+	}
+	if n := resumed.Load(); n != 0 {
+		t.Errorf("%d sessions resumed, want none", n)
+	}
+	if n := v.calls.Load(); n != 3 {
+		t.Errorf("%d verifications, want 3: one for each connection", n)
+	}
+}
+
+// Nothing rests on that: with tickets a resumed session has its certificate,
+// and is appraised like any other.
+func TestResumedSessionWouldBeAppraisedAgain(t *testing.T) {
+	td := openTD(t, simtd.Config{})
+	v := verifierOf(t, td)
+	s := serveTLS(t, ratls.ServerConfig{Appraiser: appraiserOf(t, ratls.AppraiserConfig{Verifier: v})}, false, func(c *tls.Config) { c.SessionTicketsDisabled = false })
+	c, resumed := resuming(t, s, newCertificate(t, ratls.ClientCertConfig{Attester: td}))
 	for range 3 {
 		c.want(t, appText(td))
 		c.http.CloseIdleConnections()

@@ -204,6 +204,12 @@ const timeoutHeader = "X-Timeout"
 
 func serve(t testing.TB, cfg ratls.ServerConfig, plain bool) *server {
 	t.Helper()
+	return serveTLS(t, cfg, plain, func(*tls.Config) {})
+}
+
+// serveTLS serves with the configuration edited.
+func serveTLS(t testing.TB, cfg ratls.ServerConfig, plain bool, edit func(*tls.Config)) *server {
+	t.Helper()
 	if cfg.Certificates == nil {
 		cert := newKMS(t).rpc(t, newKey(t), nil, 0)
 		cfg.Certificates = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }
@@ -236,6 +242,7 @@ func serve(t testing.TB, cfg ratls.ServerConfig, plain bool) *server {
 		ConnContext: s.ConnContext, TLSConfig: s.TLSConfig(), ErrorLog: zap.NewStdLog(out.log.zap()),
 		ReadHeaderTimeout: 10 * time.Second,
 	}
+	edit(srv.TLSConfig)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
