@@ -3,15 +3,28 @@ package kms_test
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/crypto"
+	"google.golang.org/protobuf/proto"
+
+	kmsv1 "teekms/gen/kms/v1"
+	"teekms/internal/attest/simtd"
+	"teekms/internal/ratls"
 	"teekms/internal/serve"
 )
 
@@ -155,4 +168,185 @@ func compare(b *testing.B, bare, ours func()) {
 func median(d []time.Duration) time.Duration {
 	slices.Sort(d)
 	return d[len(d)/2]
+}
+
+// releaseBench is a KMS and a workload whose certificate is made.
+type releaseBench struct {
+	w    *world
+	td   *simtd.TD
+	cert *tls.Certificate
+}
+
+func newReleaseBench(b *testing.B) *releaseBench {
+	b.Helper()
+	w := newWorld(b)
+	td := w.workload(b, vectorApp(b))
+	return &releaseBench{w, td, certificate(b, td, ratls.Gen8)}
+}
+
+// prpcRequest is a call as existing guests make it.
+func prpcRequest(b *testing.B, method string, m proto.Message) []byte {
+	b.Helper()
+	body, err := codec(b).Marshal(m)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return httpRequest(http.MethodPost, "/prpc/"+method+"?json", "", string(body))
+}
+
+// admitted is the context of a call from the workload, as the chain makes it.
+func (r *releaseBench) admitted(b *testing.B) context.Context {
+	b.Helper()
+	server, err := ratls.NewServer(ratls.ServerConfig{
+		Appraiser:    r.w.appraiser,
+		Certificates: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.cert, nil },
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ours, theirs := net.Pipe()
+	b.Cleanup(func() { _, _ = ours.Close(), theirs.Close() })
+	conn := tls.Server(ours, server.TLSConfig())
+	done := make(chan error, 1)
+	go func() {
+		client := tls.Client(theirs, &tls.Config{
+			InsecureSkipVerify:   true,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return r.cert, nil },
+		})
+		done <- client.HandshakeContext(context.Background())
+	}()
+	if err := conn.HandshakeContext(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		b.Fatal(err)
+	}
+	ctx, err := server.Admit(server.ConnContext(b.Context(), conn))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return ctx
+}
+
+// BenchmarkGetAppKey times the service alone, the primitives it cannot do
+// without, and a call over a warm connection. "of-primitives" is the service's
+// time over theirs.
+func BenchmarkGetAppKey(b *testing.B) {
+	r := newReleaseBench(b)
+	ctx := r.admitted(b)
+	request := &kmsv1.GetAppKeyRequest{ApiVersion: 1}
+	service := func() {
+		if _, err := r.w.service.GetAppKey(ctx, request); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Run("service", func(b *testing.B) { besides(b, appKeyPrimitives(b), service) })
+	b.Run("warm connection", func(b *testing.B) {
+		wire := dialWire(b, r.w.addr, r.w.clientTLS(r.cert), prpcRequest(b, "GetAppKey", request))
+		for b.Loop() {
+			wire.call(b)
+		}
+	})
+	b.Run("fresh connection", func(b *testing.B) {
+		plain := prpcRequest(b, "GetAppKey", request)
+		for b.Loop() {
+			fresh := certificate(b, r.td, ratls.Gen8) // a fresh quote for each
+			conn, err := tls.Dial("tcp", r.w.addr, r.w.clientTLS(fresh))
+			if err != nil {
+				b.Fatal(err)
+			}
+			(&wire{conn: conn, reader: bufio.NewReader(conn), request: plain}).call(b)
+			_ = conn.Close()
+		}
+	})
+}
+
+// appKeyPrimitives are HKDF three times, two P-256 and one secp256k1 base
+// multiplication, and one secp256k1 signature.
+func appKeyPrimitives(b *testing.B) func() {
+	b.Helper()
+	scalar, digest := unhex(b, vectorK256), make([]byte, 32)
+	key, err := crypto.ToECDSA(scalar)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return func() {
+		for i := range 3 {
+			okm, err := hkdf.Key(sha256.New, scalar, []byte("RATLS"), "info", 32)
+			if err == nil && i < 2 {
+				_, err = ecdsa.ParseRawPrivateKey(elliptic.P256(), okm)
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+		if _, err := crypto.ToECDSA(scalar); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := crypto.Sign(digest, key); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSignCert times SignCert as [BenchmarkGetAppKey] does.
+func BenchmarkSignCert(b *testing.B) {
+	r := newReleaseBench(b)
+	a := newApplicant(b, r.td)
+	request := a.sign(b, 2, a.csr(b))
+	service := func() {
+		if _, err := r.w.service.SignCert(b.Context(), request); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Run("service", func(b *testing.B) { besides(b, signCertPrimitives(b, a, request), service) })
+	b.Run("warm connection", func(b *testing.B) {
+		wire := dialWire(b, r.w.addr, r.w.clientTLS(nil), prpcRequest(b, "SignCert", request))
+		for b.Loop() {
+			wire.call(b)
+		}
+	})
+}
+
+// signCertPrimitives are two P-256 verifications (request and quote), one HKDF
+// with a P-256 base multiplication, and two P-256 signatures.
+func signCertPrimitives(b *testing.B, a *applicant, r *kmsv1.SignCertRequest) func() {
+	b.Helper()
+	digest := sha256.Sum256(r.GetCsr())
+	return func() {
+		for range 2 {
+			if !ecdsa.VerifyASN1(&a.key.PublicKey, digest[:], r.GetSignature()) {
+				b.Fatal("the signature does not hold")
+			}
+			if _, err := ecdsa.SignASN1(rand.Reader, a.key, digest[:]); err != nil {
+				b.Fatal(err)
+			}
+		}
+		okm, err := hkdf.Key(sha256.New, digest[:], []byte("RATLS"), "info", 32)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), okm); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// besides times the service and its primitives, turn by turn, and reports the
+// medians.
+func besides(b *testing.B, primitives, service func()) {
+	b.Helper()
+	var floor, ours []time.Duration
+	for b.Loop() {
+		t0 := time.Now()
+		primitives()
+		t1 := time.Now()
+		service()
+		floor, ours = append(floor, t1.Sub(t0)), append(ours, time.Since(t1))
+	}
+	f, o := median(floor), median(ours)
+	b.ReportMetric(float64(f.Nanoseconds()), "primitives-ns")
+	b.ReportMetric(float64(o.Nanoseconds()), "ours-ns")
+	b.ReportMetric(float64(o)/float64(f), "of-primitives")
+	b.ReportMetric(0, "ns/op")
 }
