@@ -23,7 +23,7 @@ type AppKeys struct {
 	// K256Key (32 bytes) is the application's secp256k1 secret.
 	K256Key Secret
 	// K256Signature (65 bytes) is the root secp256k1 key's, over the app id and
-	// the public half of K256Key (docs/wire.md#signatures).
+	// the public half of K256Key (docs/wire.md#derivation).
 	K256Signature []byte
 	// K256Root is the compressed root secp256k1 key (33 bytes) that made it.
 	K256Root []byte
@@ -90,7 +90,7 @@ const (
 )
 
 // What the root secp256k1 key signs begins with one of these
-// (docs/wire.md#signatures).
+// (docs/wire.md#derivation).
 const (
 	prefixAppKey = "dstack-kms-issued"
 	prefixEnvKey = "dstack-env-encrypt-pubkey"

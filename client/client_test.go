@@ -99,6 +99,7 @@ func TestAKMSThatWantsItsTemporaryCAGetsIt(t *testing.T) {
 func TestDialRefusesAKMSThatIsNotTheOne(t *testing.T) {
 	good, bare := newKMS(t, kmsOptions{}), newKMS(t, kmsOptions{bare: true})
 	app := newKMS(t, kmsOptions{application: true})
+	borrowed, swapping := newKMS(t, kmsOptions{borrowed: true}), newKMS(t, kmsOptions{swap: true})
 	outdated := newKMS(t, kmsOptions{endorse: &simtd.Endorsements{Platform: simtd.Level{Status: attest.OutOfDate}}})
 	register := [][]byte{make([]byte, 48)}
 	refuse := errors.New("not in this house")
@@ -120,6 +121,8 @@ func TestDialRefusesAKMSThatIsNotTheOne(t *testing.T) {
 		{"no Evidence, no root", bare, func(c *client.Config) { c.CACert, c.Policy.AnyMeasurement = nil, true }, evidence, "does not contain attestation"},
 		{"no Evidence where measurements are expected", bare, func(c *client.Config) { c.Policy.MRTD = register }, evidence, "does not contain attestation"},
 		{"no Evidence where it is required", bare, func(c *client.Config) { c.Policy.RequireEvidence = true }, evidence, "does not contain attestation"},
+		{"the Evidence of another key", borrowed, func(*client.Config) {}, evidence, "report data mismatch"},
+		{"another key between two calls", swapping, func(c *client.Config) { c.TempCA = true }, evidence, "another key than the pinned one"},
 		{"Intel's root", good, func(c *client.Config) { c.Trust.RootFile = "" }, evidence, "PCK certificate chain"},
 		{"another MRTD", good, func(c *client.Config) { c.Policy.MRTD = register }, mismatch, "MRTD is "},
 		{"another RTMR", good, func(c *client.Config) { c.Policy.RTMR[2] = register }, mismatch, "RTMR2 is "},

@@ -39,6 +39,10 @@ type kmsOptions struct {
 	bare bool
 	// application serves a certificate of an application under the same root.
 	application bool
+	// borrowed serves a certificate with the Evidence of another key.
+	borrowed bool
+	// swap serves each connection with another key.
+	swap bool
 	// chain insists on client certificates of the temporary CA.
 	chain bool
 	// deny is the text of an error that answers every call for keys.
@@ -105,6 +109,14 @@ func newKMS(tb testing.TB, o kmsOptions) *kms {
 	k.http.EnableHTTP2 = true
 	k.http.TLS = k.server.TLSConfig()
 	k.http.TLS.Certificates = []tls.Certificate{cert} // httptest would add its own
+	if o.swap {
+		k.http.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			config := k.server.TLSConfig()
+			config.NextProtos = []string{"h2"}
+			config.Certificates = []tls.Certificate{k.certificate(tb)}
+			return config, nil
+		}
+	}
 	k.http.Config.ErrorLog = log.New(io.Discard, "", 0)
 	k.http.Config.ConnContext = k.server.ConnContext
 	k.http.StartTLS()
@@ -123,6 +135,9 @@ func (k *kms) certificate(tb testing.TB) tls.Certificate {
 		spki, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
 		if err != nil {
 			tb.Fatal(err)
+		}
+		if k.o.borrowed {
+			spki = k.ca.RawSubjectPublicKeyInfo
 		}
 		ev, err := k.td.Attest(tb.Context(), attest.RATLSReportData(spki))
 		if err != nil {

@@ -47,8 +47,11 @@ func newApp(env Environment) *cobra.Command {
 and get the application's keys or a certificate from it.
 
 With --ca-cert the KMS is identified by that root certificate, whatever its host
-name is, and its Evidence must verify where it has some. Without it, the Evidence
-identifies the KMS, and --expect-mrtd or --expect-file must say which is meant.`,
+name is, and its Evidence must verify where it has some. Without it, the
+Evidence identifies the KMS, and --expect-mrtd or --expect-file must say which
+is meant.`,
+		Example: `  kmsctl app key --help
+  kmsctl app cert --help`,
 		SuggestionsMinimumDistance: 2,
 		Args:                       cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -82,7 +85,7 @@ func (f *appFlags) registerWorkload(cmd *cobra.Command) {
 	fs.StringVar(&f.composeHash, "compose-hash", "", "hash of the application's compose file, 64 `hex` digits (required)")
 	fs.StringVar(&f.instanceID, "instance-id", "", "id of the instance, 40 `hex` digits")
 	fs.StringVar(&f.vmConfig, "vm-config", "", "`JSON` that describes the virtual machine (default: that of the Evidence)")
-	fs.StringVar(&f.provider, "provider", "", "what makes the Evidence: auto, guest-agent, configfs or simulator (default auto; simulator with --simulator-dir)")
+	fs.StringVar(&f.provider, "provider", "", "`name` of what makes the Evidence: auto, guest-agent, configfs or simulator (default: auto, or simulator with --simulator-dir)")
 	fs.BoolVar(&f.tempCA, "temp-ca", false, "have the client certificate issued by the KMS's temporary CA, as other dstack KMSs want it")
 	complete(cmd, "compose-hash", valueOf())
 	complete(cmd, "instance-id", valueOf())

@@ -120,8 +120,8 @@ func newAppEnv(env Environment) *cobra.Command {
 		Use:   "env-pubkey --kms URL --app-id HEX",
 		Short: "Get the public key to which an application's environment is encrypted",
 		Long: `Get the X25519 public key of an application, and check both signatures of the
-KMS's root secp256k1 key over it. Nothing secret is in it and nothing is attested,
-so this works from anywhere.`,
+KMS's root secp256k1 key over it. Nothing secret is in it and nothing is
+attested, so this works from anywhere.`,
 		Example: `  kmsctl app env-pubkey --kms https://kms.example.com:9100 --ca-cert root-ca.crt --app-id 7f…`,
 		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return f.runEnv(cmd, env) },

@@ -22,14 +22,16 @@ func newDemo(env Environment) *cobra.Command {
 	var f demoFlags
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Bootstrap, verify and serve a KMS on this machine",
-		Long: `Show the whole main job with the real programs: dstack-onboard makes root keys in
-a simulated trust domain, their quote is verified link by link, dstack-kms serves
-from them, and what it serves is verified again. Then the KMS stays up, with the
+		Short: "Bootstrap, verify and use a KMS on this machine",
+		Long: `Show the whole main job with the real programs: dstack-onboard makes root keys
+in a simulated trust domain, their quote is verified link by link, dstack-kms
+serves from them, and what it serves is verified again. An application gets its
+keys and a certificate, a changed one is denied by a webhook, and a second KMS
+fetches the root keys and derives the same. Then the KMS stays up, with the
 commands to try, until interrupted.
 
-It needs no root, no network and no TDX. dstack-onboard and dstack-kms are looked
-for beside kmsctl, then in PATH.`,
+It needs no root, no network and no TDX. dstack-onboard and dstack-kms are
+looked for beside kmsctl, then in PATH.`,
 		Example: `  kmsctl demo
   kmsctl demo --exit
   kmsctl demo --dir ./demo`,

@@ -1,12 +1,19 @@
 package cli_test
 
 import (
+	"flag"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"teekms/cmd/kmsctl/internal/status"
 )
+
+var update = flag.Bool("update", false, "write golden files")
 
 // sections maps commands to the headings that document them.
 func sections() map[string][]string {
@@ -59,4 +66,36 @@ func flagsIn(text string) []string {
 		}
 	}
 	return flags
+}
+
+// TestHelp compares the help of every command with testdata/help.golden; run
+// with -update to write it.
+func TestHelp(t *testing.T) {
+	var all strings.Builder
+	for _, command := range append([]string{"", "app"}, slices.Sorted(maps.Keys(sections()))...) {
+		code, help, stderr := run(t.Context(), append(strings.Fields(command), "--help")...)
+		if code != status.OK || stderr != "" {
+			t.Fatalf("kmsctl %s --help = %d, %q", command, code, stderr)
+		}
+		all.WriteString("$ kmsctl " + strings.TrimSpace(command+" --help") + "\n" + help + "\n")
+	}
+	for i, line := range strings.Split(all.String(), "\n") {
+		// Lines with examples and flags may be longer; prose may not.
+		if len([]rune(line)) > 80 && !strings.HasPrefix(line, " ") {
+			t.Errorf("line %d of the help has more than 80 characters: %s", i+1, line)
+		}
+	}
+	const golden = "testdata/help.golden"
+	if *update {
+		if err := os.WriteFile(golden, []byte(all.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), all.String()); diff != "" {
+		t.Errorf("help (-%s +now)\n%s", golden, diff)
+	}
 }

@@ -18,7 +18,7 @@ const maxQuestion = 1 << 20
 const deniedReason = "compose hash not allowed"
 
 // authority is the webhook that decides in this demonstration who may have keys:
-// each KMS, and the applications of one compose hash (docs/wire.md#webhook).
+// each KMS, and the applications of one compose hash (docs/authz.md#webhook).
 type authority struct {
 	// allowed is the compose hash, hex.
 	allowed string
