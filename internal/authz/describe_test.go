@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -303,6 +304,24 @@ func TestDescribeRefuses(t *testing.T) {
 	}
 	if _, err := authz.Describe(nil, authz.DescribeOptions{}); err == nil {
 		t.Errorf("Describe(nil) = nil, want an error")
+	}
+}
+
+func BenchmarkDescribe(b *testing.B) {
+	a := minimal()
+	a.VMConfig = `{"spec_version":1,"os_image_hash":"` + strings.Repeat("ab", 32) + `","cpu_count":2,"memory_size":2147483648}`
+	for range 30 {
+		a.Log = append(a.Log, eventlog.Event{IMR: 3, Type: eventlog.RuntimeEventType, Name: "storage-fs", Payload: make([]byte, 32)})
+	}
+	for _, bootTime := range []bool{false, true} {
+		b.Run(fmt.Sprintf("bootTime=%v", bootTime), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := authz.Describe(a, authz.DescribeOptions{BootTime: bootTime}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

@@ -23,3 +23,8 @@ func Selector(function string) ([]byte, error) {
 	}
 	return parsed.Methods[function].ID, nil
 }
+
+// ReadDecision reads what isAppAllowed and gatewayAppId returned.
+func (a *Authorizer) ReadDecision(decision, gateway []byte) (authz.Decision, error) {
+	return a.readDecision(funcApp, decision, gateway)
+}

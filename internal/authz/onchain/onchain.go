@@ -79,14 +79,14 @@ func (a *Authorizer) Authorize(ctx context.Context, r authz.Request) (authz.Deci
 	if err != nil {
 		return authz.Decision{}, err
 	}
-	var decision, gateway []any
+	var decision, gateway []byte
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { decision, err = a.call(gctx, at, function, info); return err })
 	g.Go(func() (err error) { gateway, err = a.call(gctx, at, funcGateway); return err })
 	if err := g.Wait(); err != nil {
 		return authz.Decision{}, err
 	}
-	return readDecision(decision, gateway)
+	return a.readDecision(function, decision, gateway)
 }
 
 func functionFor(s authz.Subject) (string, error) {
@@ -100,23 +100,42 @@ func functionFor(s authz.Subject) (string, error) {
 	}
 }
 
-// readDecision takes the contract's two answers; the ABI has seen to how many
-// values there are and of which types.
-func readDecision(decision, gateway []any) (authz.Decision, error) {
-	allowed, isBool := decision[0].(bool)
-	reason, isText := decision[1].(string)
-	id, isID := gateway[0].(string)
-	if !isBool || !isText || !isID {
-		return authz.Decision{}, fmt.Errorf("%w: values of other types", authz.ErrMalformed)
+// readDecision reads what the two functions returned.
+func (a *Authorizer) readDecision(function string, decision, gateway []byte) (authz.Decision, error) {
+	values, err := a.unpack(function, decision)
+	if err != nil {
+		return authz.Decision{}, err
 	}
-	if err := authz.CheckGatewayAppID(id); err != nil {
-		return authz.Decision{}, fmt.Errorf("%w: %w", authz.ErrMalformed, err)
+	id, err := a.readGateway(gateway)
+	if err != nil {
+		return authz.Decision{}, err
+	}
+	allowed, isBool := values[0].(bool)
+	reason, isText := values[1].(string)
+	if !isBool || !isText {
+		return authz.Decision{}, fmt.Errorf("reading %s: %w: values of other types", function, authz.ErrMalformed)
 	}
 	return authz.Decision{Allowed: allowed, Reason: authz.PublicReason(reason), GatewayAppID: id}, nil
 }
 
-// call calls a function of the contract as of a block.
-func (a *Authorizer) call(ctx context.Context, at common.Hash, function string, args ...any) ([]any, error) {
+func (a *Authorizer) readGateway(answer []byte) (string, error) {
+	values, err := a.unpack(funcGateway, answer)
+	if err != nil {
+		return "", err
+	}
+	id, isText := values[0].(string)
+	if !isText {
+		return "", fmt.Errorf("reading %s: %w: value of another type", funcGateway, authz.ErrMalformed)
+	}
+	if err := authz.CheckGatewayAppID(id); err != nil {
+		return "", fmt.Errorf("reading %s: %w: %w", funcGateway, authz.ErrMalformed, err)
+	}
+	return id, nil
+}
+
+// call calls a function of the contract as of a block and returns what it
+// returned.
+func (a *Authorizer) call(ctx context.Context, at common.Hash, function string, args ...any) ([]byte, error) {
 	data, err := a.abi.Pack(function, args...)
 	if err != nil {
 		return nil, fmt.Errorf("packing %s: %w", function, err)
@@ -125,12 +144,18 @@ func (a *Authorizer) call(ctx context.Context, at common.Hash, function string, 
 	if err != nil {
 		return nil, fmt.Errorf("calling %s: %w", function, callError(ctx, err))
 	}
+	return answer, nil
+}
+
+// unpack reads what a function returned: as many values as the ABI names, of
+// the types it names.
+func (a *Authorizer) unpack(function string, answer []byte) ([]any, error) {
 	if len(answer) == 0 {
-		return nil, fmt.Errorf("calling %s: %w: empty, no such contract there", function, authz.ErrMalformed)
+		return nil, fmt.Errorf("reading %s: %w: empty, no such contract there", function, authz.ErrMalformed)
 	}
 	values, err := a.abi.Unpack(function, answer)
 	if err != nil {
-		return nil, fmt.Errorf("calling %s: %w: %w", function, authz.ErrMalformed, err)
+		return nil, fmt.Errorf("reading %s: %w: %w", function, authz.ErrMalformed, err)
 	}
 	return values, nil
 }
@@ -153,14 +178,21 @@ func (a *Authorizer) fetchFacts(ctx context.Context) (authz.Facts, error) {
 	if err != nil {
 		return authz.Facts{}, err
 	}
+	id, err := a.readGateway(gateway)
+	if err != nil {
+		return authz.Facts{}, err
+	}
 	implementation, err := a.call(ctx, at, funcImplementation)
 	if err != nil {
 		return authz.Facts{}, err
 	}
-	id, isID := gateway[0].(string)
-	address, isAddress := implementation[0].(common.Address)
-	if !isID || !isAddress || authz.CheckGatewayAppID(id) != nil {
-		return authz.Facts{}, fmt.Errorf("%w: facts that cannot be handed on", authz.ErrMalformed)
+	values, err := a.unpack(funcImplementation, implementation)
+	if err != nil {
+		return authz.Facts{}, err
+	}
+	address, isAddress := values[0].(common.Address)
+	if !isAddress {
+		return authz.Facts{}, fmt.Errorf("reading %s: %w: value of another type", funcImplementation, authz.ErrMalformed)
 	}
 	return authz.Facts{GatewayAppID: id, AppImplementation: address.Hex()}, nil
 }
