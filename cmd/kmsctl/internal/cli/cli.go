@@ -60,7 +60,7 @@ func usagef(cmd *cobra.Command, format string, args ...any) error {
 
 // Run runs the tool and returns its exit code. ctx ends it.
 func Run(ctx context.Context, env Environment) int {
-	root := newRoot(env) //nolint:contextcheck // commands get ctx from cobra
+	root := newRoot(env)                          //nolint:contextcheck // commands get ctx from cobra
 	root.SetArgs(append([]string{}, env.Args...)) // nil would be those of the process
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
