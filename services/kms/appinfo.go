@@ -77,7 +77,7 @@ func appendBin(dst, b []byte) []byte {
 	case n <= 0xffff:
 		dst = binary.BigEndian.AppendUint16(append(dst, msgpackBin16), uint16(n))
 	default:
-		dst = binary.BigEndian.AppendUint32(append(dst, msgpackBin32), uint32(n)) //nolint:gosec // bounded by the event log
+		dst = binary.BigEndian.AppendUint32(append(dst, msgpackBin32), uint32(n))
 	}
 	return append(dst, b...)
 }
@@ -86,5 +86,5 @@ func appendArray(dst []byte, n int) []byte {
 	if n <= maxFixedArray {
 		return append(dst, msgpackArray|byte(n))
 	}
-	return binary.BigEndian.AppendUint16(append(dst, msgpackArr16), uint16(n)) //nolint:gosec // bounded by the event log
+	return binary.BigEndian.AppendUint16(append(dst, msgpackArr16), uint16(n))
 }

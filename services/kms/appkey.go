@@ -93,7 +93,7 @@ func (s *Service) GetAppEnvEncryptPubKey(ctx context.Context, r *kmsv1.GetAppEnv
 	if err != nil {
 		return nil, err
 	}
-	timestamp := uint64(max(0, s.now().Unix())) //nolint:gosec // not negative
+	timestamp := uint64(max(0, s.now().Unix()))
 	dated, err := s.roots.SignEnvPublicAt(appID, env.Public, timestamp)
 	if err != nil {
 		return nil, err

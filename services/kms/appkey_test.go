@@ -69,8 +69,11 @@ func TestGetAppKeyWithoutInstance(t *testing.T) {
 	w := newWorld(t)
 	m := vectorApp(t)
 	m.Runtime = []simtd.RuntimeEvent{
-		{Name: "system-preparing"}, {Name: "app-id", Payload: m.AppID}, {Name: "compose-hash", Payload: fill(32, 9)},
-		{Name: "instance-id"}, {Name: "boot-mr-done"},
+		{Name: "system-preparing"},
+		{Name: "app-id", Payload: m.AppID},
+		{Name: "compose-hash", Payload: fill(32, 9)},
+		{Name: "instance-id"},
+		{Name: "boot-mr-done"},
 	}
 	got, end := appKey(t, w, m)
 	end.expect(t, "grpc", outcome{})

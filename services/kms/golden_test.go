@@ -14,7 +14,7 @@ import (
 	"teekms/internal/ratls"
 )
 
-var update = flag.Bool("update", false, "write the golden files") //nolint:gochecknoglobals // flags are
+var update = flag.Bool("update", false, "write the golden files")
 
 // TestGoldenAnswers holds every byte of the answers that existing clients read,
 // but for certificates, which are never the same twice.

@@ -41,7 +41,7 @@ func (s *Service) GetMeta(ctx context.Context, _ *kmsv1.GetMetaRequest) (*kmsv1.
 	facts, err := s.authority.Facts(ctx)
 	switch {
 	case err != nil && last != nil:
-		return last.message, nil //nolint:nilerr // what is known is better than nothing
+		return last.message, nil // what is known is better than nothing
 	case err != nil:
 		return factual(s.meta.fixed, authz.Facts{}), nil //nolint:nilerr // facts never make it fail
 	}

@@ -281,9 +281,12 @@ func TestInitScriptsInAppInfo(t *testing.T) {
 	w := newWorld(t)
 	m := vectorApp(t)
 	m.Runtime = []simtd.RuntimeEvent{
-		{Name: "app-id", Payload: m.AppID}, {Name: "compose-hash", Payload: fill(32, 9)},
-		{Name: "init-script-hash", Payload: fill(32, 1)}, {Name: "init-script-hash", Payload: fill(32, 2)},
-		{Name: "boot-mr-done"}, {Name: "init-script-hash", Payload: fill(32, 3)},
+		{Name: "app-id", Payload: m.AppID},
+		{Name: "compose-hash", Payload: fill(32, 9)},
+		{Name: "init-script-hash", Payload: fill(32, 1)},
+		{Name: "init-script-hash", Payload: fill(32, 2)},
+		{Name: "boot-mr-done"},
+		{Name: "init-script-hash", Payload: fill(32, 3)},
 	}
 	a := newApplicant(t, w.workload(t, m))
 	r := a.csr(t)
