@@ -230,7 +230,8 @@ func key(c *tls.Certificate) *ecdsa.PrivateKey { return c.PrivateKey.(*ecdsa.Pri
 
 func TestEvidenceOfAnotherConnection(t *testing.T) {
 	td := openTD(t, simtd.Config{})
-	s := serve(t, ratls.ServerConfig{Appraiser: appraiserOf(t, ratls.AppraiserConfig{Verifier: verifierOf(t, td)})}, false)
+	v := verifierOf(t, td)
+	s := serve(t, ratls.ServerConfig{Appraiser: appraiserOf(t, ratls.AppraiserConfig{Verifier: v})}, false)
 	victim := newCertificate(t, ratls.ClientCertConfig{Attester: td})
 	s.client(t, victim, nil).want(t, appText(td))
 	var stolen []pkix.Extension
@@ -240,6 +241,9 @@ func TestEvidenceOfAnotherConnection(t *testing.T) {
 		}
 	}
 	s.client(t, craft(t, newKey(t), stolen...), nil).want(t, "invalid quote: report data: report data mismatch")
+	if n := v.calls.Load(); n != 1 {
+		t.Errorf("%d verifications, want 1: none for the stolen quote", n)
+	}
 	// The certificate itself does not help without its key: TLS refuses it.
 	thief := *victim
 	thief.PrivateKey = newKey(t)

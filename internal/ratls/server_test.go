@@ -197,6 +197,26 @@ func TestUnfinishedAppraisalIsTriedAgain(t *testing.T) {
 	outcomes.want(t, ratls.OutcomeLimited, ratls.OutcomeNoCollateral, ratls.OutcomeNoCollateral, ratls.OutcomeOK)
 }
 
+func TestPanicInAnAppraisalHoldsNobodyUp(t *testing.T) {
+	td := openTD(t, simtd.Config{})
+	v := verifierOf(t, td)
+	v.before = func(context.Context) error {
+		if v.calls.Load() == 1 {
+			panic("for the test")
+		}
+		return nil
+	}
+	s := serve(t, ratls.ServerConfig{Appraiser: appraiserOf(t, ratls.AppraiserConfig{Verifier: v})}, false)
+	c := s.client(t, newCertificate(t, ratls.ClientCertConfig{Attester: td}), nil)
+	if got, err := c.get(t.Context()); err == nil {
+		t.Errorf("GET = %q, want an error", got)
+	}
+	c.want(t, appText(td))
+	if n := v.calls.Load(); n != 2 {
+		t.Errorf("%d verifications, want 2", n)
+	}
+}
+
 func TestInvalidEvidenceFailsEveryCall(t *testing.T) {
 	td := openTD(t, simtd.Config{})
 	other := openTD(t, simtd.Config{})
