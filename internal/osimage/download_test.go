@@ -342,7 +342,7 @@ func TestUselessImages(t *testing.T) {
 func TestDownloadLimits(t *testing.T) {
 	im := osimagetest.New()
 	whole := im.Archive()
-	bomb := osimagetest.Archive([]tar.Header{{Typeflag: tar.TypeReg, Name: "zeros"}}, [][]byte{make([]byte, 8<<20)})
+	bomb := osimagetest.Archive([]tar.Header{{Typeflag: tar.TypeReg, Name: "zeros"}}, [][]byte{make([]byte, 1<<20)})
 	sparse := osimagetest.Archive([]tar.Header{{Typeflag: tar.TypeReg, Name: "zeros", Size: 1 << 45}}, [][]byte{nil})
 	tests := []struct {
 		name   string
@@ -357,16 +357,16 @@ func TestDownloadLimits(t *testing.T) {
 			_, _ = w.Write(bytes.Repeat([]byte{0}, 4)) // The client may have gone.
 			_, _ = io.Copy(w, neverZipped())           // Likewise.
 		}, "opening image archive"},
-		{"gzip without end", 1 << 20, func(w http.ResponseWriter, _ *http.Request) {
+		{"gzip without end", 1 << 16, func(w http.ResponseWriter, _ *http.Request) {
 			w.(http.Flusher).Flush()
-			_, _ = w.Write(storedForever(whole, 2<<20)) // The client may have gone.
-		}, "image archive larger than 1048576 bytes"},
-		{"a bomb", 1 << 20, serve(im, bomb), "image archive holds more than 4194304 bytes"},
-		{"a member of terabytes", 1 << 20, serve(im, sparse), "image archive holds more than 4194304 bytes"},
-		{"no image", 1 << 20, http.NotFound, "status 404"},
-		{"an error", 1 << 20, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "status 500"},
-		{"a part", 1 << 20, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusPartialContent) }, "status 206"},
-		{"a cut answer", 1 << 20, func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write(noise(1 << 17)) // The client may have gone.
+		}, "image archive larger than 65536 bytes"},
+		{"a bomb", 1 << 16, serve(im, bomb), "image archive holds more than 262144 bytes"},
+		{"a member of terabytes", 1 << 16, serve(im, sparse), "image archive holds more than 262144 bytes"},
+		{"no image", 1 << 16, http.NotFound, "status 404"},
+		{"an error", 1 << 16, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "status 500"},
+		{"a part", 1 << 16, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusPartialContent) }, "status 206"},
+		{"a cut answer", 1 << 16, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "1000")
 			_, _ = w.Write(whole[:100]) // The client may have gone.
 		}, "EOF"},
@@ -386,15 +386,15 @@ func TestDownloadLimits(t *testing.T) {
 
 func neverZipped() io.Reader { return strings.NewReader(strings.Repeat("x", 1<<16)) }
 
-// storedForever is an archive of one file that does not shrink.
-func storedForever(_ []byte, size int) []byte {
-	noise := make([]byte, size)
+// noise is an archive of one file that does not shrink.
+func noise(size int) []byte {
+	b := make([]byte, size)
 	x := uint32(1)
-	for i := range noise {
+	for i := range b {
 		x = x*1664525 + 1013904223
-		noise[i] = byte(x >> 24)
+		b[i] = byte(x >> 24)
 	}
-	return osimagetest.Archive([]tar.Header{{Typeflag: tar.TypeReg, Name: "noise"}}, [][]byte{noise})
+	return osimagetest.Archive([]tar.Header{{Typeflag: tar.TypeReg, Name: "noise"}}, [][]byte{b})
 }
 
 func TestDownloadEndsInTime(t *testing.T) {
@@ -430,6 +430,29 @@ func TestRedirects(t *testing.T) {
 	}
 	wantBy(t, withDefaultClient(hops(3)), subject(im, 2<<30, false), "download")
 	wantUnavailable(t, withDefaultClient(hops(4)), subject(im, 2<<30, false), "more than three redirects")
+}
+
+func TestRedirectsKeepTLS(t *testing.T) {
+	requests := map[string]*http.Request{}
+	for _, scheme := range []string{"http", "https"} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, scheme+"://host/", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		requests[scheme] = r
+	}
+	tests := []struct{ from, to, want string }{
+		{"http", "http", ""},
+		{"http", "https", ""},
+		{"https", "https", ""},
+		{"https", "http", "redirect from https to http"},
+	}
+	for _, tt := range tests {
+		err := osimage.Client().CheckRedirect(requests[tt.to], []*http.Request{requests[tt.from]})
+		if got := fmt.Sprint(err); got != tt.want && (err != nil || tt.want != "") {
+			t.Errorf("redirect from %s to %s = %v, want %q", tt.from, tt.to, err, tt.want)
+		}
+	}
 }
 
 func TestConcurrentCallersShareADownload(t *testing.T) {

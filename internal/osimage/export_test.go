@@ -2,6 +2,7 @@ package osimage
 
 import (
 	"io"
+	"net/http"
 	"os"
 )
 
@@ -44,3 +45,6 @@ func Unpack(dir *os.Root, archive io.Reader, limit int64) (map[string][32]byte, 
 
 // FlatName says whether an image may have a file of that name.
 func FlatName(name string) bool { return flatName(name) }
+
+// Client is what downloads when the configuration has no other.
+func Client() *http.Client { return client() }
