@@ -275,7 +275,7 @@ func TestDrain(t *testing.T) {
 				t.Fatal("it ended before the call in flight was answered")
 			default:
 			}
-			wantRefusal(t, call.end(t), "GetKmsKey is not implemented by this version")
+			wantRefusal(t, call.end(t), noAuthority)
 			begin := time.Now()
 			if code := p.wait(t, 10*time.Second); code != 0 {
 				t.Errorf("exit status %d, want 0", code)
