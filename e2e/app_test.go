@@ -61,6 +61,9 @@ func (w *webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(rw, `{"isAllowed":true,"reason":"","gatewayAppId":"gateway"}`)
 }
 
+// env is the same for the environment, which goes over a file.
+func (w *webhook) env() string { return "DSTACK_KMS_CORE_AUTH_API_WEBHOOK_URL=" + w.URL }
+
 // config is what makes a KMS ask w.
 func (w *webhook) config() string {
 	return fmt.Sprintf("[core.auth_api]\ntype = \"webhook\"\n\n[core.auth_api.webhook]\nurl = %q\n\n[core.image]\nverify = false\n", w.URL)
@@ -116,7 +119,7 @@ func bootstrapped(t testing.TB, w *webhook) (*kmsDir, *process) {
 	if v := kmsctlVerify(t, append(k.believing(), "--info", record)...); !v.OK {
 		t.Errorf("the record does not verify: %v", v.broken())
 	}
-	p, _ := k.serve(t, kmsctlDomain)
+	p, _ := k.serve(t, kmsctlDomain, w.env())
 	return k, p
 }
 
@@ -142,7 +145,7 @@ func replica(t testing.TB, k *kmsDir, w *webhook) *kmsDir {
 	if code := onboarder.wait(t, 20*time.Second); code != 0 {
 		t.Fatalf("dstack-onboard ends with %d", code)
 	}
-	r.serve(t, "kms-2.example.com")
+	r.serve(t, "kms-2.example.com", w.env())
 	return r
 }
 
@@ -170,7 +173,7 @@ func TestApplicationsGetTheSameKeysFromEveryReplicaAndAfterEveryRestart(t *testi
 	if code := p.terminate(t); code != 0 {
 		t.Errorf("dstack-kms ends with %d", code)
 	}
-	k.serve(t, kmsctlDomain)
+	k.serve(t, kmsctlDomain, w.env())
 	for i, a := range apps {
 		for where, other := range map[string]map[string]any{"after a restart": keysOf(t, a, k), "of the replica": keysOf(t, a, r)} {
 			for _, name := range append(secrets, "k256_signature", "os_image_hash") {
