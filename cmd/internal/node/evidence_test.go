@@ -129,12 +129,14 @@ func TestEvidenceThatIsRefused(t *testing.T) {
 	}{
 		{"no attester", attester{err: attest.ErrNoAttester}, "no attester found" + hint, "no attester found"},
 		{
-			"other report data", attester{change: other},
+			"other report data",
+			attester{change: other},
 			"the quote of this machine does not bind what was asked for" + hint,
 			"the quote of this machine does not bind what was asked for",
 		},
 		{
-			"a quote that is none", attester{spoil: func(e *attest.Evidence) { e.Quote = e.Quote[:100] }},
+			"a quote that is none",
+			attester{spoil: func(e *attest.Evidence) { e.Quote = e.Quote[:100] }},
 			"reading the quote of this machine: ", "reading the quote of this machine: ",
 		},
 	}
