@@ -158,5 +158,5 @@ func errorText(body []byte) string {
 		}
 		parts = append(parts, line)
 	}
-	return strings.Join(parts, ": ")
+	return strings.Join(strings.Fields(strings.Join(parts, ": ")), " ")
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	"teekms/client"
 	"teekms/cmd/kmsctl/internal/expect"
 	"teekms/cmd/kmsctl/internal/status"
+	"teekms/internal/prpc/call"
 )
 
 // The attesters of a workload.
@@ -160,8 +162,13 @@ func (f *appFlags) config(cmd *cobra.Command, env Environment) (cfg client.Confi
 		return cfg, nil, usagef(cmd, "--kms is required")
 	case f.timeout <= 0:
 		return cfg, nil, usagef(cmd, "--timeout must be positive")
+	case !strings.HasPrefix(f.kms, "https://"):
+		return cfg, nil, usagef(cmd, "--kms: a KMS that gives keys is reached by https://")
 	case f.serverName != "" && f.caCert == "":
 		return cfg, nil, usagef(cmd, "--server-name goes with --ca-cert")
+	}
+	if _, err := call.ParseBase(f.kms); err != nil {
+		return cfg, nil, usagef(cmd, "--kms: %w", err)
 	}
 	if err := f.trust.validate(cmd); err != nil {
 		return cfg, nil, err

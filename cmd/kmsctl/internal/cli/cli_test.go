@@ -102,7 +102,9 @@ func TestUsageErrorsEndWithStatus2AndAHint(t *testing.T) {
 		{"simulator --dir a --mrtd 00", "--mrtd: want 96 hex digits", "kmsctl simulator"},
 		{"app kye", `unknown command "kye"; did you mean key?`, "kmsctl app"},
 		{"app key", "--kms is required", "kmsctl app key"},
-		{"app key --kms http://a --ca-cert b", "--app-id is required", "kmsctl app key"},
+		{"app key --kms https://a --ca-cert b", "--app-id is required", "kmsctl app key"},
+		{"app key --kms http://a --ca-cert b", "is reached by https://", "kmsctl app key"},
+		{"app key --kms https://a?b --ca-cert b", "--kms: ", "kmsctl app key"},
 		{"app key --kms https://a --ca-cert b --app-id 00", "--app-id: want 40 hex digits", "kmsctl app key"},
 		{"app key --kms https://a --ca-cert b --app-id " + id, "--compose-hash is required", "kmsctl app key"},
 		{"app key --kms https://a --ca-cert b --app-id " + id + " --compose-hash " + id, "--compose-hash: want 64 hex digits", "kmsctl app key"},
@@ -167,7 +169,6 @@ func TestOtherErrorsEndWithStatus1AndOneLine(t *testing.T) {
 		{"nobody onboards", []string{"bootstrap", "--url", "http://127.0.0.1:1", "--domain", "a"}, "calling Onboard.Bootstrap: "},
 		{"no token", []string{"finish", "--url", "http://127.0.0.1:1", "--setup-token-file", k.Dir + "/none"}, "--setup-token-file: open "},
 		{"no root certificate", []string{"app", "env-pubkey", "--kms", "https://127.0.0.1:1", "--app-id", strings.Repeat("00", 20), "--ca-cert", k.Dir + "/none"}, "--ca-cert: open "},
-		{"a KMS without TLS", []string{"app", "env-pubkey", "--kms", "http://127.0.0.1:1", "--app-id", strings.Repeat("00", 20), "--ca-cert", k.Dir + "/root-ca.crt"}, "is reached by https"},
 		{"an address in use", []string{"simulator", "--dir", k.TDDir, "--listen", "192.0.2.1:1"}, "listening: "},
 	}
 	for _, tt := range tests {
