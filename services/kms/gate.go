@@ -2,7 +2,7 @@ package kms
 
 import (
 	"context"
-	"sync"
+	"sync/atomic"
 
 	"connectrpc.com/connect"
 
@@ -66,25 +66,36 @@ func withReason(text, reason string) string {
 // is made from is attested once: a process does not change what it runs in.
 type self struct {
 	describe func(context.Context) (authz.BootInfo, error)
-
-	mu    sync.Mutex // guards known and info
-	known bool
-	info  authz.BootInfo
+	known    atomic.Pointer[authz.BootInfo]
+	// turn holds a token while somebody attests. It is no mutex, because
+	// waiting for it obeys a context.
+	turn chan struct{}
 }
 
-// get returns the description, made on the first call that succeeds.
-func (s *self) get(ctx context.Context) (authz.BootInfo, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.known {
-		return s.info, nil
+func newSelf(describe func(context.Context) (authz.BootInfo, error)) *self {
+	return &self{describe: describe, turn: make(chan struct{}, 1)}
+}
+
+// get returns the description, made by the first call that succeeds.
+func (s *self) get(ctx context.Context) (*authz.BootInfo, error) {
+	if info := s.known.Load(); info != nil {
+		return info, nil
+	}
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if info := s.known.Load(); info != nil {
+		return info, nil // another caller had the turn before
 	}
 	info, err := s.describe(ctx)
 	if err != nil {
-		return authz.BootInfo{}, err
+		return nil, err
 	}
-	s.known, s.info = true, info
-	return info, nil
+	s.known.Store(&info)
+	return &info, nil
 }
 
 // authorizeSelf asks the authority whether this KMS may still serve. The answer
@@ -98,7 +109,7 @@ func (s *Service) authorizeSelf(ctx context.Context) error {
 	if err != nil {
 		return &refusal{code: connect.CodeUnavailable, text: what, cause: err}
 	}
-	decision, err := s.authority.Authorize(ctx, authz.Request{Subject: authz.KMS, BootInfo: info})
+	decision, err := s.authority.Authorize(ctx, authz.Request{Subject: authz.KMS, BootInfo: *info})
 	if err != nil {
 		return err
 	}

@@ -103,7 +103,7 @@ type Service struct {
 	authority        authz.Authorizer
 	appraiser        appraiser
 	images           images
-	self             self
+	self             *self
 	keyRelease       string
 	log              *zap.Logger
 	metrics          *metrics
@@ -137,7 +137,7 @@ func New(c Config) (*Service, error) {
 	s := &Service{
 		roots: c.Keys.Roots, rootCertificate: root, rootPEM: string(c.Keys.RootCertificate),
 		tempPEM: string(c.Keys.TempCertificate), tempKey: c.Keys.TempKey, domain: c.Keys.Domain,
-		authority: c.Authorizer, appraiser: c.Appraiser, images: c.Images, self: self{describe: c.Self},
+		authority: c.Authorizer, appraiser: c.Appraiser, images: c.Images, self: newSelf(c.Self),
 		keyRelease: c.KMSKeyRelease, log: c.Log, metrics: m, now: c.Now,
 	}
 	s.meta.fixed = proto.CloneOf(&kmsv1.GetMetaResponse{
