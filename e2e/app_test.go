@@ -331,6 +331,7 @@ func TestAppEndsWithAStatusForEachReason(t *testing.T) {
 		{"another name", append(withCA, "--server-name", "other.example.com"), 4, "certificate is valid for " + kmsctlDomain},
 		{"another root", append([]string{}, append(withCA, "--ca-cert", filepath.Join(bare.Certs, "root-ca.crt"))...), 4, "signed by unknown authority"},
 		{"a trust root of another", append(withCA, "--trust-root", filepath.Join(bare.TD, "root-ca.pem"), "--collateral", bare.TD), 4, "PCK certificate chain"},
+		{"Evidence that the KMS does not believe", append(withCA, "--simulator-dir", bare.TD, "--trust-root", filepath.Join(k.TD, "root-ca.pem"), "--collateral", k.TD), 4, "invalid quote: PCK certificate chain"},
 		{"expectations of a KMS without Evidence", append(a.flags(bare), "--expect-mrtd", zeros), 4, "does not contain attestation"},
 		{"another MRTD", append(withCA, "--expect-mrtd", zeros), 5, "mrtd is " + fmt.Sprint(mrtd)},
 		{"another RTMR", append(withCA, "--expect-rtmr", "2="+zeros), 5, "rtmr2 is "},

@@ -135,6 +135,9 @@ func withAppCode(err error) error {
 	if _, ok := errors.AsType[*client.EvidenceError](err); ok {
 		code = status.NotVerified
 	}
+	if refused, ok := errors.AsType[*client.ServerError](err); ok && evidenceRefused(refused.Message) {
+		code = status.NotVerified
+	}
 	if errors.Is(err, client.ErrNoCollateral) {
 		code = status.NoCollateral
 	}
@@ -148,6 +151,12 @@ func withAppCode(err error) error {
 		return err
 	}
 	return status.WithCode(code, err)
+}
+
+// evidenceRefused says whether a KMS says that the Evidence of this workload does
+// not verify.
+func evidenceRefused(message string) bool {
+	return strings.Contains(message, "invalid quote: ") || strings.Contains(message, "Quote verification failed")
 }
 
 // config makes the configuration of the client, without attester. It returns
