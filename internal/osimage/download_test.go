@@ -168,7 +168,7 @@ func TestDamagedCacheIsFilledAgain(t *testing.T) {
 	}{
 		{"a changed kernel", func(dir string) error { return os.WriteFile(filepath.Join(dir, "bzImage"), im.Files["ovmf.fd"], 0o600) }},
 		{"a changed command line", func(dir string) error { return os.WriteFile(filepath.Join(dir, "metadata.json"), []byte("{}"), 0o600) }},
-		{"a changed initrd", func(dir string) error { return os.WriteFile(filepath.Join(dir, "initrd.gz"), nil, 0o600) }},
+		{"a changed initrd", func(dir string) error { return os.WriteFile(filepath.Join(dir, "initrd.gz"), []byte("another"), 0o600) }},
 		{"changed checksums", func(dir string) error { return os.WriteFile(filepath.Join(dir, "sha256sum.txt"), nil, 0o600) }},
 		{"a missing file", func(dir string) error { return os.Remove(filepath.Join(dir, "ovmf.fd")) }},
 		{"a link", func(dir string) error {

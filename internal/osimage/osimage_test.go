@@ -218,8 +218,8 @@ func TestAllowlistIsReadAgainWhenItChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Nothing tells that it changed: it is not read.
-	text := strings.Replace(entry(s), "test", "[[[[", 1)
-	write(t, name, strings.Replace(text, `"[`, `[[`, 1))
+	text := strings.Replace(entry(s), `"test"`, `[[[[[[`, 1)
+	write(t, name, text)
 	if err := os.Chtimes(name, old, old); err != nil {
 		t.Fatal(err)
 	}
@@ -238,10 +238,21 @@ func TestAllowlistIsReadAgainWhenItChanges(t *testing.T) {
 	if err := verify(); !errors.Is(err, osimage.ErrNotVerified) {
 		t.Errorf("Verify() after the list was emptied = %v, want ErrNotVerified", err)
 	}
-	// Two edits within the resolution of file times.
+	// Two edits of one size within the resolution of file times.
 	write(t, name, entry(s))
 	if err := verify(); err != nil {
 		t.Errorf("Verify() after the entry came back = %v", err)
+	}
+	now := time.Now()
+	for range 2 {
+		write(t, name, entry(s))
+		if err := errors.Join(os.Chtimes(name, now, now), verify()); err != nil {
+			t.Errorf("Verify() of a good list = %v", err)
+		}
+		write(t, name, text)
+		if err := errors.Join(os.Chtimes(name, now, now), verify()); !errors.Is(err, osimage.ErrUnavailable) {
+			t.Errorf("Verify() after a bad edit within the same instant = %v, want ErrUnavailable", err)
+		}
 	}
 	if err := os.Remove(name); err != nil {
 		t.Fatal(err)
