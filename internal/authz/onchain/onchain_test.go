@@ -3,10 +3,14 @@ package onchain_test
 import (
 	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -408,6 +412,44 @@ func TestWhatIsNoDecision(t *testing.T) {
 	c.set("setFailure", "")
 	c.set("setGatewayAppId", "any\n")
 	if got, want := ask(t, open(t, c.config()), app()), "reading gatewayAppId: "+malformed+": gateway app id is not printable ASCII"; got != want {
+		t.Errorf("Authorize() = %s, want %s", got, want)
+	}
+}
+
+func TestTheNodeBehindTLS(t *testing.T) {
+	c := newChain(t)
+	c.allowAll()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(c.serve))
+	s.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := c.config()
+	cfg.URL = keys.NewSecret([]byte(s.URL))
+	if got, want := ask(t, open(t, cfg), app()), "unreachable: tls: failed to verify certificate: x509: certificate signed by unknown authority"; !strings.Contains(got, want) {
+		t.Errorf("Authorize() = %s, want %s", got, want)
+	}
+	// The block is new enough, too.
+	cfg.CAFile, cfg.MaxBlockAge = file, time.Hour
+	if got := ask(t, open(t, cfg), app()); got != "allowed" {
+		t.Errorf("Authorize() = %s, want allowed", got)
+	}
+}
+
+func TestAnotherBlockThanAskedForIsNone(t *testing.T) {
+	c := newChain(t)
+	c.instead(func(w http.ResponseWriter, method string) bool {
+		if method == "eth_getBlockByNumber" {
+			_, _ = w.Write([]byte(`{"jsonrpc":"2.0","id":1,"result":{"hash":"0x` + strings.Repeat("01", 32) + `","number":"0x64","timestamp":"0x1"}}`))
+		}
+		return method == "eth_getBlockByNumber"
+	})
+	cfg := c.config()
+	cfg.Confirmations = 10
+	if got, want := ask(t, open(t, cfg), app()), "authorization service gave a malformed answer: block 100, want 90"; got != want {
 		t.Errorf("Authorize() = %s, want %s", got, want)
 	}
 }
