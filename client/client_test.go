@@ -20,6 +20,7 @@ import (
 	"teekms/client"
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/internal/attest"
+	"teekms/internal/attest/guestagent/guestagenttest"
 	"teekms/internal/attest/simtd"
 	"teekms/internal/keys"
 	"teekms/internal/ratls"
@@ -370,22 +371,22 @@ func TestAnswersAreNotBelieved(t *testing.T) {
 }
 
 func TestEnvPublicKeyIsCheckedByTheClock(t *testing.T) {
-	k := newKMS(t, kmsOptions{})
 	tests := []struct {
-		name  string
-		after time.Duration
-		want  string
+		name string
+		skew time.Duration
+		want string
 	}{
 		{"now", 0, ""},
-		{"a minute later", time.Minute, ""},
-		{"six minutes later", 6 * time.Minute, "which is not now"},
-		{"two minutes before", -2 * time.Minute, "which is not now"},
+		{"four minutes ago", -4 * time.Minute, ""},
+		{"six minutes ago", -6 * time.Minute, "which is not now"},
+		{"a little ahead", 30 * time.Second, ""},
+		{"two minutes ahead", 2 * time.Minute, "which is not now"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			k := newKMS(t, kmsOptions{skew: tt.skew})
 			cfg := k.config(t)
 			cfg.Attester, cfg.K256Root = nil, k.roots.K256Public()
-			cfg.Now = func() time.Time { return time.Now().Add(tt.after) }
 			got, err := dial(t, cfg).EnvPublicKey(t.Context(), appID())
 			if tt.want != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -467,4 +468,41 @@ func TestAttesters(t *testing.T) {
 			t.Errorf("Simulator() = %v, want that there is none", err)
 		}
 	})
+}
+
+// Guest agents of every age make Evidence with which a workload gets its keys
+// and a certificate, in both forms of the client certificate.
+func TestGuestAgentsOfEveryAge(t *testing.T) {
+	k := newKMS(t, kmsOptions{})
+	guest, err := simtd.Open(simtd.Config{Dir: k.dir, Ephemeral: true, Measurements: simtd.Measurements{AppID: appID(), ComposeHash: composeHash()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := k.roots.Env(appID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, g := range map[string]guestagenttest.Generation{
+		"current": guestagenttest.Current, "before Attest": guestagenttest.WithoutAttest,
+	} {
+		for _, tempCA := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, temporary CA %t", name, tempCA), func(t *testing.T) {
+				agent, err := client.GuestAgent("unix:" + guestagenttest.Listen(t, guestagenttest.Handler(guest, g)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				cfg := k.config(t)
+				cfg.Attester, cfg.TempCA = agent, tempCA
+				cfg.Self = client.Identity{AppID: appID(), ComposeHash: composeHash()}
+				c := dial(t, cfg)
+				got, err := c.AppKey(t.Context(), "")
+				if err != nil || !bytes.Equal(got.EnvKey.Bytes(), want.Private.Bytes()) {
+					t.Errorf("AppKey() = %v, %v, want the keys of the application", got, err)
+				}
+				if _, err := c.SignCert(t.Context(), client.CertRequest{Key: newKey(t), Subject: "app"}); err != nil {
+					t.Errorf("SignCert() = %v", err)
+				}
+			})
+		}
+	}
 }

@@ -43,6 +43,8 @@ type kmsOptions struct {
 	borrowed bool
 	// swap serves each connection with another key.
 	swap bool
+	// skew is by how much the clock that signatures are made by is ahead.
+	skew time.Duration
 	// chain insists on client certificates of the temporary CA.
 	chain bool
 	// deny is the text of an error that answers every call for keys.
@@ -233,7 +235,7 @@ func (k *kms) envKey(appID []byte) (*kmsv1.GetAppEnvEncryptPubKeyResponse, error
 	if err != nil {
 		return nil, err
 	}
-	out := &kmsv1.GetAppEnvEncryptPubKeyResponse{PublicKey: env.Public, Timestamp: uint64(time.Now().Unix())}
+	out := &kmsv1.GetAppEnvEncryptPubKeyResponse{PublicKey: env.Public, Timestamp: uint64(time.Now().Add(k.o.skew).Unix())}
 	if out.Signature, err = k.roots.SignEnvPublic(appID, env.Public); err != nil {
 		return nil, err
 	}
