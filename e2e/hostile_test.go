@@ -635,7 +635,10 @@ func resetHeaders(t testing.TB) []byte {
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
 	for _, f := range [][2]string{
-		{":method", "POST"}, {":scheme", "https"}, {":authority", exampleDomain}, {":path", "/prpc/GetAppKey?json"},
+		{":method", "POST"},
+		{":scheme", "https"},
+		{":authority", exampleDomain},
+		{":path", "/prpc/GetAppKey?json"},
 		{"content-type", "application/json"},
 	} {
 		if err := encoder.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {

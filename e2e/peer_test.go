@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -18,11 +17,14 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"teekms/internal/attest"
 	"teekms/internal/keys"
+	"teekms/internal/ratls"
 )
 
 const (
@@ -149,17 +151,31 @@ func newAuthority(t testing.TB, allowed bool, reason string) string {
 		_, _ = fmt.Fprintf(w, `{"isAllowed":%t,"gatewayAppId":"","reason":%q}`, allowed, reason) // the KMS may be gone
 	}))
 	t.Cleanup(server.Close)
-	return fmt.Sprintf("[core.auth_api]\ntype = \"webhook\"\n[core.auth_api.webhook]\nurl = %q\n[core.image]\nverify = false\n", server.URL)
+	return server.URL
 }
+
+// askAuthority is the configuration that asks the webhook at url.
+func askAuthority(url string) string {
+	return fmt.Sprintf("[core.auth_api]\ntype = \"webhook\"\n[core.auth_api.webhook]\nurl = %q\ntimeout = \"1s\"\n[core.image]\nverify = false\n", url)
+}
+
+// authorityEnv is the same for [kmsDir.serve], which has an authority of its own
+// unless it is told.
+func authorityEnv(url string) string { return "DSTACK_KMS_CORE_AUTH_API_WEBHOOK_URL=" + url }
+
+// sourceWithoutRelease is the one refusal that needs another [core].
+const sourceWithoutRelease = "the source hands out no root keys"
 
 // TestReplicationRefusals has sources and replicas that refuse each other. Each
 // names its reason, and the replica's key directory stays empty.
 func TestReplicationRefusals(t *testing.T) {
 	t.Parallel()
+	denying := newAuthority(t, false, "not on the list of KMSs")
 	tests := []struct {
 		name string
-		// source and replica are appended to the two configurations.
-		source, replica string
+		// source and replica are appended to the two configurations; authority
+		// is the URL of the source's.
+		source, replica, authority string
 		// between stands in front of the source, if not nil.
 		between func(t *testing.T, source *kmsDir) string
 		// stranger has the replica under a trust root of its own.
@@ -167,16 +183,16 @@ func TestReplicationRefusals(t *testing.T) {
 		want     string
 	}{
 		{
-			name: "the source's authority denies", source: newAuthority(t, false, "not on the list of KMSs"),
+			name: "the source's authority denies", source: askAuthority(denying), authority: denying,
 			want: "source KMS denied: KMS self authorization failed",
 		},
 		{
-			name: "the replica's authority denies", source: devAuthority, replica: newAuthority(t, false, "not a KMS of ours"),
+			name: "the replica's authority denies", source: devAuthority, replica: askAuthority(newAuthority(t, false, "not a KMS of ours")),
 			want: "source KMS refused: Boot denied: not a KMS of ours",
 		},
 		{
-			name: "the source hands out no root keys", source: "[core]\n",
-			want: "source KMS denied: ",
+			name: sourceWithoutRelease, source: "",
+			want: "source KMS denied: root keys are not released (core.kms_key_release)",
 		},
 		{
 			name: "another trust root", source: devAuthority, stranger: true,
@@ -192,18 +208,28 @@ func TestReplicationRefusals(t *testing.T) {
 			between: func(t *testing.T, source *kmsDir) string { return relay(t, source, true) },
 			want:    "source KMS refused: invalid quote: report data: report data mismatch",
 		},
+		{
+			name: "an attested KMS that passes on another's keys", source: devAuthority,
+			between: func(t *testing.T, source *kmsDir) string { return attestedRelay(t, source, false) },
+			want:    "source KMS refused: its server certificate is not of the root key it handed over",
+		},
+		{
+			name: "an attested KMS that swaps its keys between two answers", source: devAuthority,
+			between: func(t *testing.T, source *kmsDir) string { return attestedRelay(t, source, true) },
+			want:    "source KMS refused: its answers are about different root keys",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			a := newKMS(t, "", "")
 			a.fill(t, exampleDomain) // before it has an authority
-			if tt.name == "the source hands out no root keys" {
+			if tt.name == sourceWithoutRelease {
 				a.setCore(t, `kms_key_release = "off"`, devAuthority)
 			} else {
 				a.write(t, "", tt.source)
 			}
-			a.serve(t, exampleDomain)
+			a.serve(t, exampleDomain, authorityEnv(tt.authority))
 			b := newKMS(t, "", tt.replica)
 			if !tt.stranger {
 				b = newReplica(t, a, tt.replica)
@@ -268,10 +294,49 @@ func relay(t *testing.T, source *kmsDir, copied bool) string {
 			}
 		}
 	}
-	return relayWith(t, source, key, extensions)
+	return relayWith(t, source, key, extensions, nil)
 }
 
-func relayWith(t *testing.T, source *kmsDir, key *ecdsa.PrivateKey, extensions []pkix.Extension) string {
+// attestedRelay is a relay that runs in a trust domain itself. With swap, it
+// tells of another secp256k1 key in its second answer.
+func attestedRelay(t *testing.T, source *kmsDir, swap bool) string {
+	t.Helper()
+	key, err := keys.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	evidence, err := source.openTD(t).Attest(t.Context(), attest.RATLSReportData(spki))
+	if err != nil {
+		t.Fatal(err)
+	}
+	extensions, err := ratls.Extensions(evidence, ratls.Gen8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	extensions = append(extensions, keys.Extension(keys.ArcUsage, []byte(keys.UsageRPC)))
+	if !swap {
+		return relayWith(t, source, key, extensions, nil)
+	}
+	return relayWith(t, source, key, extensions, func(resp *http.Response) error {
+		text, err := io.ReadAll(resp.Body)
+		if err != nil || !strings.HasSuffix(resp.Request.URL.Path, "/GetMeta") {
+			resp.Body = io.NopCloser(bytes.NewReader(text))
+			return err
+		}
+		text = regexp.MustCompile(`"k256_pubkey":"0[23]`).ReplaceAllFunc(text, func(b []byte) []byte {
+			b[len(b)-1] ^= 1 // the other point of the same x
+			return b
+		})
+		resp.Body = io.NopCloser(bytes.NewReader(text))
+		return nil
+	})
+}
+
+func relayWith(t *testing.T, source *kmsDir, key *ecdsa.PrivateKey, extensions []pkix.Extension, modify func(*http.Response) error) string {
 	t.Helper()
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: exampleDomain}, DNSNames: []string{exampleDomain},
@@ -286,9 +351,9 @@ func relayWith(t *testing.T, source *kmsDir, key *ecdsa.PrivateKey, extensions [
 		t.Fatal(err)
 	}
 	proxy := httputil.NewSingleHostReverseProxy(to)
+	proxy.ModifyResponse = modify
 	proxy.Transport = source.workload(t, source.openTD(t)).Transport
 	server := httptest.NewUnstartedServer(proxy)
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.TLS = &tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS13,
 		ClientAuth: tls.RequestClientCert,

@@ -112,7 +112,7 @@ func (s *Service) readRecord(ctx context.Context, text json.RawMessage, roots *k
 	}
 	if err != nil {
 		s.cfg.Log.Warn("the source KMS's record of its bootstrap cannot be read: this replica will have none", zap.NamedError("err", err))
-		return nil, nil //nolint:nilerr,nilnil // told above
+		return nil, nil //nolint:nilnil // told above
 	}
 	if len(info.Quote) == 0 {
 		return info, nil

@@ -387,7 +387,9 @@ func TestOnboardAsksTheAuthorityAboutTheSource(t *testing.T) {
 		{"allowed", authority{decision: authz.Decision{Allowed: true}}, false, 0, ""},
 		{"allowed, without a machine description", authority{decision: authz.Decision{Allowed: true}}, true, 0, ""},
 		{
-			"denied", authority{decision: authz.Decision{Reason: "KMS is not allowed to boot\non this device"}}, false,
+			"denied",
+			authority{decision: authz.Decision{Reason: "KMS is not allowed to boot\non this device"}},
+			false,
 			connect.CodeFailedPrecondition, "source KMS refused: Boot denied: KMS is not allowed to boot on this device",
 		},
 		{"unreachable", authority{err: authz.ErrUnreachable}, false, connect.CodeUnavailable, "authorization service unreachable"},

@@ -8,8 +8,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +17,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
 
 	"teekms/internal/attest"
 	"teekms/internal/attest/simtd"
@@ -167,7 +167,7 @@ func (p *peer) serve(t *testing.T) {
 			p.connections.Add(1)
 		}
 	}
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	p.url = server.URL
