@@ -12,13 +12,17 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
 
 	"teekms/client"
 	kmsv1 "teekms/gen/kms/v1"
+	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/attest"
 	"teekms/internal/attest/guestagent/guestagenttest"
 	"teekms/internal/attest/simtd"
@@ -506,3 +510,92 @@ func TestGuestAgentsOfEveryAge(t *testing.T) {
 		}
 	}
 }
+
+func TestATemporaryCAThatIsNoneIsRefused(t *testing.T) {
+	other := newKMS(t, kmsOptions{})
+	otherKey, err := keys.KeyPEM(other.tempKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name string
+		edit func(*kmsv1.GetTempCaCertResponse)
+		want string
+	}{
+		{"no certificate", func(r *kmsv1.GetTempCaCertResponse) { r.TempCaCert = "" }, "temp_ca_cert: "},
+		{"no key", func(r *kmsv1.GetTempCaCertResponse) { r.TempCaKey = "" }, "temp_ca_key: "},
+		{"another key", func(r *kmsv1.GetTempCaCertResponse) { r.TempCaKey = string(otherKey.Bytes()) }, "the key is not that of the certificate"},
+		{"another root", func(r *kmsv1.GetTempCaCertResponse) { r.CaCert = string(other.caPEM) }, "ca_cert: "},
+		{"no root", func(r *kmsv1.GetTempCaCertResponse) { r.CaCert = "" }, "ca_cert: not a PEM certificate"},
+	}
+	for _, tt := range tests {
+		for _, pinned := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, root pinned %t", tt.name, pinned), func(t *testing.T) {
+				k := newKMS(t, kmsOptions{edit: func(m proto.Message) { tt.edit(m.(*kmsv1.GetTempCaCertResponse)) }})
+				cfg := k.config(t)
+				cfg.TempCA = true
+				if !pinned {
+					cfg.CACert, cfg.Policy.AnyMeasurement = nil, true
+				}
+				if c, err := client.Dial(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "GetTempCaCert: "+tt.want) {
+					t.Errorf("Dial() = %v, %v, want an error with %q", c, err, tt.want)
+				}
+			})
+		}
+	}
+}
+
+func TestMetaTellsWhatTheKMSSays(t *testing.T) {
+	gateway := "gateway"
+	k := newKMS(t, kmsOptions{edit: func(m proto.Message) {
+		r := m.(*kmsv1.GetMetaResponse)
+		r.GatewayAppId, r.InsecureSettings = &gateway, []string{"core.image.verify"}
+		r.BootstrapInfo = &onboardv1.BootstrapResponse{CaPubkey: []byte{1}, K256Pubkey: []byte{2}, Quote: []byte{3}, Eventlog: []byte("[]")}
+	}})
+	cfg := k.config(t)
+	cfg.Attester, cfg.K256Root = nil, k.roots.K256Public()
+	got, err := dial(t, cfg).Meta(t.Context())
+	if err != nil {
+		t.Fatalf("Meta() = %v", err)
+	}
+	want := &client.Meta{
+		CACert: k.caPEM, K256Root: k.roots.K256Public(), IsDev: true, GatewayAppID: gateway, InsecureSettings: []string{"core.image.verify"},
+		Bootstrap: &client.Bootstrap{CAPublicKey: []byte{1}, K256PublicKey: []byte{2}, Quote: []byte{3}, EventLog: []byte("[]")},
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("Meta() (-want +got)\n%s", diff)
+	}
+}
+
+// Servers close connections on which nothing happens: one that waited too long
+// for its first call is not used.
+func TestAConnectionThatWaitedIsMadeAnew(t *testing.T) {
+	k := newKMS(t, kmsOptions{})
+	cfg := k.config(t)
+	var later atomic.Int64
+	cfg.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	appraised := 0
+	cfg.Policy.Check = func(*client.Facts) error { appraised++; return nil }
+	c := dial(t, cfg)
+	later.Store(int64(6 * time.Second))
+	if _, err := c.AppKey(t.Context(), ""); err != nil || appraised != 2 {
+		t.Errorf("AppKey() = %v with %d appraisals, want a second connection", err, appraised)
+	}
+}
+
+func TestErrorsPrintTheirReason(t *testing.T) {
+	for want, err := range map[string]error{
+		"denied by the KMS: no":                      &client.DeniedError{Reason: "no"},
+		"denied by the KMS, without a reason":        &client.DeniedError{},
+		"GetAppKey: the KMS answers: no":             &client.ServerError{Method: "GetAppKey", Message: "no"},
+		"the KMS does not verify: no":                &client.EvidenceError{Err: errors.New("no")},
+		"the KMS is not what was expected: no":       &client.MismatchError{Err: errors.New("no")},
+		"the KMS does not verify: " + noCollateral(): &client.EvidenceError{Err: client.ErrNoCollateral},
+	} {
+		if err.Error() != want {
+			t.Errorf("Error() = %q, want %q", err, want)
+		}
+	}
+}
+
+func noCollateral() string { return client.ErrNoCollateral.Error() }

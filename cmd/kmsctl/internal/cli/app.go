@@ -123,7 +123,7 @@ func (f *appFlags) with(cmd *cobra.Command, cfg client.Config, call func(context
 		defer c.Close()
 		err = call(ctx, c)
 	}
-	if cmd.Context().Err() != nil {
+	if err != nil && cmd.Context().Err() != nil {
 		return errors.New("interrupted")
 	}
 	return withAppCode(gaveUp(ctx, f.timeout, err))
