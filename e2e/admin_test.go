@@ -234,14 +234,22 @@ func TestAdminListenerThatCannotStart(t *testing.T) {
 		name, want string
 		env        []string
 	}{
-		{"plain password", "core.admin: reading htpasswd: line 1 holds no bcrypt hash (htpasswd -B makes one)",
-			[]string{"DSTACK_KMS_CORE_ADMIN_HTPASSWD_FILE=" + bad}},
-		{"no file", "core.admin.htpasswd_file: open " + k.Dir + "/none: no such file or directory",
-			[]string{"DSTACK_KMS_CORE_ADMIN_HTPASSWD_FILE=" + k.Dir + "/none"}},
-		{"no credential", "core.admin.enabled: needs core.admin.auth_token, auth_token_file or htpasswd_file",
-			[]string{"DSTACK_KMS_CORE_ADMIN_AUTH_TOKEN="}},
-		{"port of the KMS", fmt.Sprintf("Address already in use (os error 98): 127.0.0.1:%d", k.Port),
-			[]string{fmt.Sprintf("DSTACK_KMS_CORE_ADMIN_PORT=%d", k.Port)}},
+		{
+			"plain password", "core.admin: reading htpasswd: line 1 holds no bcrypt hash (htpasswd -B makes one)",
+			[]string{"DSTACK_KMS_CORE_ADMIN_HTPASSWD_FILE=" + bad},
+		},
+		{
+			"no file", "core.admin.htpasswd_file: open " + k.Dir + "/none: no such file or directory",
+			[]string{"DSTACK_KMS_CORE_ADMIN_HTPASSWD_FILE=" + k.Dir + "/none"},
+		},
+		{
+			"no credential", "core.admin.enabled: needs core.admin.auth_token, auth_token_file or htpasswd_file",
+			[]string{"DSTACK_KMS_CORE_ADMIN_AUTH_TOKEN="},
+		},
+		{
+			"port of the KMS", fmt.Sprintf("Address already in use (os error 98): 127.0.0.1:%d", k.Port),
+			[]string{fmt.Sprintf("DSTACK_KMS_CORE_ADMIN_PORT=%d", k.Port)},
+		},
 	} {
 		code, _, stderr := runCmd(t, command(t, tt.env, "dstack-kms", "--config", k.Config))
 		last := lastLine(stderr)

@@ -335,10 +335,11 @@ func TestAppraisalsAreLimited(t *testing.T) {
 	const limited = `{"error": "too many attestations from this address: try again later"}`
 	passed, refused := 0, 0
 	td := k.openTD(t)
-	workloads := make([]*http.Client, 6)
+	workloads := make([]*http.Client, 12)
 	for i := range workloads {
 		workloads[i] = k.workload(t, td)
 	}
+	begin := time.Now()
 	for _, w := range workloads {
 		switch a := request(t, w, http.MethodPost, k.URL("https")+"/prpc/GetAppKey?json", "{}", nil); {
 		case a.StatusCode == http.StatusOK:
@@ -349,8 +350,8 @@ func TestAppraisalsAreLimited(t *testing.T) {
 			t.Errorf("GetAppKey = %d %s, want a key or a refusal", a.StatusCode, a.body)
 		}
 	}
-	if passed < 2 || refused < 2 {
-		t.Errorf("%d passed, %d were refused, want two to pass and most of the rest not", passed, refused)
+	if most := 3 + int(time.Since(begin).Seconds()); passed < 2 || passed > most || refused == 0 {
+		t.Errorf("%d passed, %d were refused, want 2 to %d to pass and the rest refused", passed, refused, most)
 	}
 	if m := get(t, client, k.URL("https")+"/metrics").body; !strings.Contains(m, fmt.Sprintf("teekms_appraisals_limited_total %d\n", refused)) {
 		t.Errorf("/metrics does not say teekms_appraisals_limited_total %d", refused)
