@@ -436,3 +436,33 @@ func TestHandshakeBeforeTheFirstCertificate(t *testing.T) {
 		t.Errorf("Get = %v, want no certificate yet", err)
 	}
 }
+
+func TestConnContextReachesTheHandler(t *testing.T) {
+	type key struct{}
+	for name, setUp := range transports(t) {
+		t.Run(name, func(t *testing.T) {
+			var client *http.Client
+			scheme := "http://"
+			s := start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				_, secure := r.Context().Value(key{}).(*tls.Conn)
+				_, _ = fmt.Fprint(w, secure)
+			}), func(c *serve.Config) {
+				client = setUp(c)
+				if c.TLS != nil {
+					scheme = "https://"
+				}
+				c.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, key{}, c) }
+			})
+			defer client.CloseIdleConnections()
+			res, err := client.Get(scheme + s.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			body, err := io.ReadAll(res.Body)
+			if want := fmt.Sprint(scheme == "https://"); err != nil || string(body) != want {
+				t.Errorf("the handler got a TLS connection: %s, %v, want %s", body, err, want)
+			}
+		})
+	}
+}
