@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math/big"
@@ -331,9 +332,16 @@ func answerRefusals() []refusalTest {
 				w.Header().Set("Connection", "close")
 				p.answer(w, r, "GetKmsKey", true)
 			}
-		}, connect.CodeUnavailable, "source KMS unreachable: the source closed the connection before it had answered everything"},
+		}, connect.CodeUnavailable, "source KMS unreachable: it closed the connection before it had answered everything"},
 		{"a connection that is cut", func(_ *testing.T, p *peer) {
 			p.handle["GetMeta"] = func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+		}, connect.CodeUnavailable, "source KMS unreachable: it closed the connection before it had answered everything"},
+		{"a header without end", func(_ *testing.T, p *peer) {
+			p.handle["GetKmsKey"] = func(w http.ResponseWriter, _ *http.Request) {
+				for i := range 4096 {
+					w.Header().Set(fmt.Sprintf("X-%d", i), strings.Repeat("x", 64))
+				}
+			}
 		}, connect.CodeUnavailable, "source KMS unreachable: "},
 	}
 }

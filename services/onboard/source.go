@@ -1,6 +1,7 @@
 package onboard
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -12,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,20 +24,25 @@ const (
 	dialTime = 10 * time.Second
 	// maxKeyAnswer bounds the answer of GetKmsKey, in bytes: three keys.
 	maxKeyAnswer = 64 << 10
+	// maxHeader bounds the header of an answer.
+	maxHeader = 64 << 10
 	// maxMetaAnswer bounds that of GetMeta: a quote and an event log in hex.
 	maxMetaAnswer = 4 << 20
 )
 
-// errSecondConnection refuses to leave the connection whose key was appraised.
-var errSecondConnection = errors.New("the source closed the connection before it had answered everything")
+// errConnectionClosed ends the asking: there is no second connection.
+var errConnectionClosed = errors.New("it closed the connection before it had answered everything")
 
 // source is one connection to a peer KMS, whose key was appraised in the
-// handshake. Nothing is asked of the peer on another one: what the Evidence of
+// handshake. Nothing is asked of the peer on another one, so there is no
+// http.Client here, which would make one whenever it likes: what the Evidence of
 // one connection says holds for no other.
 type source struct {
 	base   string
 	conn   *tls.Conn
-	client *http.Client
+	limit  *io.LimitedReader // of what is read for one answer
+	reader *bufio.Reader     // over limit
+	closed bool              // by the peer, once it has answered
 }
 
 // dialSource connects and shakes hands. tlsConfig decides whether the peer is
@@ -53,31 +58,12 @@ func dialSource(ctx context.Context, u *url.URL, tlsConfig *tls.Config) (*source
 		_ = raw.Close() // the handshake has failed already
 		return nil, handshakeError(err)
 	}
-	return newSource(u, conn), nil
-}
-
-// newSource makes an HTTP client that has this connection and no other.
-func newSource(u *url.URL, conn *tls.Conn) *source {
-	var taken atomic.Bool
-	dial := func(context.Context, string, string) (net.Conn, error) {
-		if taken.Swap(true) {
-			return nil, errSecondConnection
-		}
-		return conn, nil
-	}
-	return &source{base: u.String(), conn: conn, client: &http.Client{
-		Transport: &http.Transport{
-			DialTLSContext: dial, MaxConnsPerHost: 1, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	limit := &io.LimitedReader{R: conn}
+	return &source{base: u.String(), conn: conn, limit: limit, reader: bufio.NewReader(limit)}, nil
 }
 
 // Close ends the connection.
-func (s *source) Close() {
-	s.client.CloseIdleConnections()
-	_ = s.conn.Close() // nothing more is wanted of it
-}
+func (s *source) Close() { _ = s.conn.Close() } // nothing more is wanted of it
 
 // call asks for one procedure, in the JSON of prpc (docs/wire.md#prpc). The
 // answer may hold keys: what goes wrong with it is never quoted.
@@ -91,19 +77,14 @@ func (s *source) call(ctx context.Context, method string, request, answer any, l
 		return fmt.Errorf("asking for %s: %w", method, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := s.client.Do(req)
-	if err != nil {
-		return callError(method, err)
-	}
-	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is given up
-	text, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	status, text, err := s.exchange(req, limit)
 	switch {
 	case err != nil:
 		return callError(method, err)
 	case int64(len(text)) > limit:
 		return &SourceError{Reason: fmt.Sprintf("its answer to %s is larger than %d bytes", method, limit)}
-	case resp.StatusCode != http.StatusOK:
-		return refusal(method, resp, text)
+	case status != http.StatusOK:
+		return refusal(method, status, text)
 	}
 	if json.Unmarshal(text, answer) != nil {
 		return &SourceError{Reason: "its answer to " + method + " is not what a KMS answers"}
@@ -111,13 +92,36 @@ func (s *source) call(ctx context.Context, method string, request, answer any, l
 	return nil
 }
 
+// exchange sends a request and reads its answer, within the request's context.
+// Of a body that is larger than limit it returns limit+1 bytes.
+func (s *source) exchange(req *http.Request, limit int64) (status int, body []byte, err error) {
+	if s.closed {
+		return 0, nil, errConnectionClosed
+	}
+	ctx := req.Context()
+	defer context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Unix(1, 0)) })() // ends what blocks below
+	if err := req.Write(s.conn); err != nil {
+		return 0, nil, err
+	}
+	// Header, body, and what chunks add to it.
+	s.limit.N = maxHeader + 2*limit
+	resp, err := http.ReadResponse(s.reader, req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is given up
+	s.closed = resp.Close
+	body, err = io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	return resp.StatusCode, body, err
+}
+
 // refusal reads the error of prpc: 400 and {"error": "..."}.
-func refusal(method string, resp *http.Response, text []byte) error {
+func refusal(method string, status int, text []byte) error {
 	var refused struct {
 		Error string `json:"error"`
 	}
 	if json.Unmarshal(text, &refused) != nil || refused.Error == "" {
-		return &SourceError{Reason: fmt.Sprintf("it answered %s with status %d", method, resp.StatusCode)}
+		return &SourceError{Reason: fmt.Sprintf("it answered %s with status %d", method, status)}
 	}
 	return &SourceDeniedError{Reason: authz.PublicReason(refused.Error)}
 }
@@ -133,8 +137,8 @@ func unreachable(err error) string {
 		return "the connection was refused"
 	case timedOut(err):
 		return "it does not answer in time"
-	case errors.Is(err, errSecondConnection):
-		return errSecondConnection.Error()
+	case errors.Is(err, errConnectionClosed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return errConnectionClosed.Error()
 	default:
 		return "the connection failed"
 	}
