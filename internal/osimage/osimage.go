@@ -156,7 +156,8 @@ func (v *Verifier) Verify(ctx context.Context, s Subject) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	v.cfg.Log.Info("OS image decided on", zap.String("by", result.By),
+	// What was released says it too, at info.
+	v.cfg.Log.Debug("OS image decided on", zap.String("by", result.By),
 		zap.String("os_image_hash", hex.EncodeToString(s.OSImageHash)), zap.Strings("registers", result.Registers))
 	return result, nil
 }
