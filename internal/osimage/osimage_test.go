@@ -50,7 +50,7 @@ func subject(im *osimagetest.Image, memory uint64, lite bool) osimage.Subject {
 func change(m *attest.Measurement) { m[47] ^= 1 }
 
 func TestWithoutVerificationEveryImageIsUnverified(t *testing.T) {
-	core, logs := observer.New(zap.InfoLevel)
+	core, logs := observer.New(zap.DebugLevel)
 	v, err := osimage.New(osimage.Config{AllowlistFile: "/does/not/exist", Log: zap.New(core)})
 	if err != nil {
 		t.Fatal(err)
