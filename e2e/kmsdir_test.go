@@ -65,9 +65,9 @@ func (k *kmsDir) giveAway(t testing.TB, dir string) {
 }
 
 // fill bootstraps the key directory of k for a domain.
-func (k *kmsDir) fill(t testing.TB, domain string) {
+func (k *kmsDir) fill(t testing.TB, domain string, env ...string) {
 	t.Helper()
-	env := []string{"DSTACK_KMS_CORE_ONBOARD_AUTO_BOOTSTRAP_DOMAIN=" + domain}
+	env = append(env, "DSTACK_KMS_CORE_ONBOARD_AUTO_BOOTSTRAP_DOMAIN="+domain)
 	if code, _, stderr := runCmd(t, command(t, env, "dstack-onboard", "--config", k.Config)); code != 0 {
 		t.Fatalf("bootstrap: status %d\n%s", code, stderr)
 	}

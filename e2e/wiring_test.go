@@ -6,12 +6,17 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -258,7 +263,8 @@ func TestAuthorityThatIsNotThere(t *testing.T) {
 }
 
 // TestEthereumNodeThatIsNotThere serves facts without the chain and refuses the
-// rest; dstack-onboard, which cannot read a chain, onboards all the same.
+// rest. dstack-onboard, which cannot read a chain, makes no keys that the contract
+// was not asked about.
 func TestEthereumNodeThatIsNotThere(t *testing.T) {
 	t.Parallel()
 	k := newKMS(t, "", fmt.Sprintf(`
@@ -270,7 +276,12 @@ kms_contract_address = "0x00112233445566778899aabbccddeeff00112233"
 chain_id = 1337
 timeout = "2s"
 `, freePort(t)))
-	k.fill(t, exampleDomain)
+	env := []string{"DSTACK_KMS_CORE_ONBOARD_AUTO_BOOTSTRAP_DOMAIN=" + exampleDomain}
+	code, _, stderr := runCmd(t, command(t, env, "dstack-onboard", "--config", k.Config))
+	if code != 1 || !strings.Contains(stderr, "dstack-kms can, and with an empty key directory it onboards too") {
+		t.Errorf("dstack-onboard: exit status %d, want 1 and what to do\n%s", code, stderr)
+	}
+	k.fill(t, exampleDomain, "DSTACK_KMS_CORE_ENFORCE_SELF_AUTHORIZATION=false")
 	p, client := k.serve(t, exampleDomain)
 	if m := metaOf(t, client, k); m.IsDev || m.AllowAnyUpgrade || m.KMSContractAddress == nil {
 		t.Errorf("GetMeta = %+v, want one of a KMS that obeys a contract", m)
@@ -279,6 +290,50 @@ timeout = "2s"
 	wantRefusal(t, a, noAuthority)
 	if strings.Contains(p.stderr.String(), "canary") {
 		t.Errorf("the log holds the password:\n%s", p.stderr)
+	}
+}
+
+// TestBootstrapAsksTheNamedAuthority bootstraps only where the authority that the
+// file names allows this trust domain to be a KMS.
+func TestBootstrapAsksTheNamedAuthority(t *testing.T) {
+	t.Parallel()
+	answer := atomic.Pointer[string]{}
+	asked := make(chan string, 8)
+	authority := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.Path
+		_, _ = io.WriteString(w, *answer.Load())
+	}))
+	defer authority.Close()
+	k := newKMS(t, "", fmt.Sprintf(`
+[core.auth_api]
+type = "webhook"
+[core.auth_api.webhook]
+url = %q
+`, authority.URL))
+	p := k.onboarding(t, "dstack-kms")
+	denial := `{"isAllowed":false,"gatewayAppId":"","reason":"aggregated MR not allowed"}`
+	answer.Store(&denial)
+	bootstrap := k.URL("http") + "/prpc/Onboard.Bootstrap?json"
+	body := `{"domain":"` + exampleDomain + `"}`
+	wantRefusal(t, post(t, bootstrap, body), "KMS is not allowed to bootstrap: aggregated MR not allowed")
+	if _, err := os.Stat(k.Certs); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("a denied bootstrap left a key directory")
+	}
+	allowed := `{"isAllowed":true,"gatewayAppId":"any","reason":""}`
+	answer.Store(&allowed)
+	if a := post(t, bootstrap, body); a.StatusCode != http.StatusOK {
+		t.Fatalf("an allowed bootstrap = %d %s", a.StatusCode, a.body)
+	}
+	for range 2 {
+		if path := <-asked; path != "/bootAuth/kms" {
+			t.Errorf("the authority was asked at %s, want /bootAuth/kms", path)
+		}
+	}
+	if a := get(t, http.DefaultClient, k.URL("http")+"/finish"); a.StatusCode != http.StatusOK {
+		t.Fatalf("/finish = %d %s", a.StatusCode, a.body)
+	}
+	if code := p.wait(t, 20*time.Second); code != 0 {
+		t.Errorf("exit status %d", code)
 	}
 }
 

@@ -23,6 +23,7 @@ func serveKMS(ctx context.Context, n *node.Node) error {
 		return err
 	}
 	s.warn()
+	defer s.images.Close()
 	ctx, stop := context.WithCancel(ctx)
 	var background sync.WaitGroup
 	defer background.Wait()

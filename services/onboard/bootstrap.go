@@ -9,6 +9,7 @@ import (
 	"teekms/internal/attest"
 	"teekms/internal/attest/eventlog"
 	"teekms/internal/attest/tdx"
+	"teekms/internal/authz"
 	"teekms/internal/keys"
 	"teekms/internal/keys/keystore"
 )
@@ -37,6 +38,9 @@ func (s *Service) Bootstrap(ctx context.Context, req *onboardv1.BootstrapRequest
 
 // bootstrap makes keys, has them quoted, checks the quote and commits.
 func (s *Service) bootstrap(ctx context.Context, domain string) (*onboardv1.BootstrapResponse, error) {
+	if err := s.authorizeSelf(ctx); err != nil {
+		return nil, err
+	}
 	roots, err := keys.NewRoots()
 	if err != nil {
 		return nil, fmt.Errorf("making root keys: %w", err)
@@ -55,6 +59,31 @@ func (s *Service) bootstrap(ctx context.Context, domain string) (*onboardv1.Boot
 	return &onboardv1.BootstrapResponse{
 		CaPubkey: info.CAPublic, K256Pubkey: info.K256Public, Quote: info.Quote, Eventlog: info.EventLog,
 	}, nil
+}
+
+// authorizeSelf asks the authority whether this trust domain may be a KMS, where
+// one is configured for that.
+func (s *Service) authorizeSelf(ctx context.Context) error {
+	if s.cfg.Authorizer == nil || s.cfg.Self == nil {
+		return nil
+	}
+	info, err := s.cfg.Self(ctx)
+	switch {
+	case errors.Is(err, attest.ErrNoAttester):
+		return err
+	case errors.Is(err, attest.ErrNoCollateral):
+		return &SelfDeniedError{Reason: "there is no collateral to appraise it with", Err: err}
+	case err != nil:
+		return &SelfDeniedError{Reason: "it cannot be described to the authority", Err: err}
+	}
+	decision, err := s.cfg.Authorizer.Authorize(ctx, authz.Request{Subject: authz.KMS, BootInfo: info})
+	switch {
+	case err != nil:
+		return fmt.Errorf("authorizing this KMS: %w", err)
+	case !decision.Allowed:
+		return &SelfDeniedError{Reason: authz.PublicReason(decision.Reason)}
+	}
+	return nil
 }
 
 // quote has the two public keys quoted and refuses a quote that would not

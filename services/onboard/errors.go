@@ -56,6 +56,19 @@ func (e *SourceError) Error() string { return "source KMS refused: " + e.Reason 
 
 func (e *SourceError) Unwrap() error { return e.Err }
 
+// SelfDeniedError says that the authority does not let this trust domain be a
+// KMS, or that it could not be described to it. Its text is for the caller.
+type SelfDeniedError struct {
+	// Reason is the authority's, or why it was not asked.
+	Reason string
+	// Err is the cause, nil for a denial.
+	Err error
+}
+
+func (e *SelfDeniedError) Error() string { return "KMS is not allowed to bootstrap: " + e.Reason }
+
+func (e *SelfDeniedError) Unwrap() error { return e.Err }
+
 // SourceDeniedError says that the peer gives this trust domain no keys. Its text
 // is for the caller.
 type SourceDeniedError struct {
@@ -96,6 +109,7 @@ func Errors() rpc.Table {
 		rpc.As(connect.CodeFailedPrecondition, func(e *SourceError) string { return e.Error() }),
 		rpc.As(connect.CodePermissionDenied, func(e *SourceDeniedError) string { return e.Error() }),
 		rpc.As(connect.CodeUnavailable, func(e *SourceUnreachableError) string { return e.Error() }),
+		rpc.As(connect.CodePermissionDenied, func(e *SelfDeniedError) string { return e.Error() }),
 		rpc.Is(authz.ErrUnreachable, connect.CodeUnavailable, ""),
 		rpc.Is(authz.ErrMalformed, connect.CodeUnavailable, ""),
 		rpc.As(connect.CodeFailedPrecondition, func(e *keystore.PermissionError) string { return e.Error() }),

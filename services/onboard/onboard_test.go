@@ -436,6 +436,48 @@ func TestOnboardAsksTheAuthorityAboutTheSource(t *testing.T) {
 	}
 }
 
+func TestBootstrapAsksTheAuthorityAboutThisTD(t *testing.T) {
+	tests := []struct {
+		name string
+		a    authority
+		self error
+		code connect.Code
+		want string
+	}{
+		{"allowed", authority{decision: authz.Decision{Allowed: true}}, nil, 0, ""},
+		{"denied", authority{decision: authz.Decision{Reason: "OS image is not\nallowed"}}, nil, connect.CodePermissionDenied, "KMS is not allowed to bootstrap: OS image is not allowed"},
+		{"unreachable", authority{err: authz.ErrUnreachable}, nil, connect.CodeUnavailable, "authorization service unreachable"},
+		{"malformed", authority{err: authz.ErrMalformed}, nil, connect.CodeUnavailable, "authorization service gave a malformed answer"},
+		{"no collateral", authority{}, attest.ErrNoCollateral, connect.CodePermissionDenied, "KMS is not allowed to bootstrap: there is no collateral"},
+		{"no attester", authority{}, attest.ErrNoAttester, connect.CodeFailedPrecondition, "tappd socket not found"},
+		{"no description", authority{}, errors.New("secret cause"), connect.CodePermissionDenied, "KMS is not allowed to bootstrap: it cannot be described"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture(t, func(c *onboard.Config, _ *simtd.TD) {
+				c.Authorizer = &tt.a
+				c.Self = func(context.Context) (authz.BootInfo, error) {
+					return authz.BootInfo{AppID: make([]byte, 20)}, tt.self
+				}
+			})
+			_, err := f.client.Bootstrap(t.Context(), request("kms.example.com", ""))
+			if tt.want == "" {
+				if err != nil || len(tt.a.asked) != 1 || tt.a.asked[0].Subject != authz.KMS {
+					t.Errorf("error = %v, asked %v, want one question about a KMS", err, tt.a.asked)
+				}
+				return
+			}
+			wantError(t, err, tt.code, tt.want)
+			if strings.Contains(err.Error(), "secret") {
+				t.Errorf("the cause reached the client: %v", err)
+			}
+			if _, err := os.Stat(f.dir); !errors.Is(err, os.ErrNotExist) {
+				t.Error("something was written")
+			}
+		})
+	}
+}
+
 func TestSourceURLs(t *testing.T) {
 	f := newFixture(t, nil)
 	tests := []struct{ name, url, want string }{

@@ -56,6 +56,10 @@ type Config struct {
 	// its verified Evidence says. Optional: without one, Evidence that verifies
 	// is enough.
 	Authorizer authorizer
+	// Self describes this TD to the Authorizer, which is then asked before
+	// root keys are made. Optional: without it nobody is asked about
+	// this TD.
+	Self func(ctx context.Context) (authz.BootInfo, error)
 	// SetupToken is what Bootstrap, Onboard and Finish ask for; empty asks for
 	// nothing.
 	SetupToken keys.Secret

@@ -48,9 +48,15 @@ func (n *Node) Onboard(ctx context.Context) error {
 			return err
 		}
 	}
+	var self func(context.Context) (authz.BootInfo, error)
+	// The development authority has nothing to ask; without quotes there is
+	// nothing to describe, which is a weakening that was told at start.
+	if n.Config.Core.EnforceSelfAuthorization && n.Config.Core.AuthAPI.Type != config.AuthDev && n.attestation.attester != nil {
+		self = n.Self
+	}
 	service, err := onboard.New(onboard.Config{
-		Authorizer: authority,
-		Store:      n.Keys, Attester: n.attestation.attester, Provider: n.attestation.provider, Verifier: n.attestation.verifier,
+		Authorizer: authority, Self: self,
+		Store: n.Keys, Attester: n.attestation.attester, Provider: n.attestation.provider, Verifier: n.attestation.verifier,
 		SetupToken: token, SiteName: n.Config.Core.SiteName, Version: n.Version, InsecureSettings: n.Config.InsecureSettings(),
 		PeerTimeout: peerTime, AttestTimeout: n.Config.Core.Attestation.Timeout, Now: time.Now, Log: n.Log,
 	})
