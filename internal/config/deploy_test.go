@@ -144,3 +144,24 @@ func TestReferenceHasEveryKey(t *testing.T) {
 func isWebFramework(key string) bool {
 	return regexp.MustCompile(`^(default|rpc|core\.onboard|core\.admin)\.(workers|max_blocking|ident|temp_dir|keep_alive|log_level|limits)$`).MatchString(key)
 }
+
+// TestReadmeConfigurationStandsAlone parses the configuration that the README
+// prints as a whole file.
+func TestReadmeConfigurationStandsAlone(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(readme), "```toml\n")
+	block, _, closed := strings.Cut(rest, "```")
+	if !found || !closed {
+		t.Fatal("the README prints no configuration")
+	}
+	c, err := config.Parse("README.md", []byte(block), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := c.Core.Attestation; a.Provider != config.ProviderSimulator || a.RootCA.TDX == "" || a.Simulator.Dir == "" {
+		t.Errorf("attestation = %+v, want the simulator under its own root", a)
+	}
+}
