@@ -12,6 +12,8 @@ MODULES := . gen e2e
 FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
+# The linter's cache keeps the paths of the clone that filled it; each clone has its own.
+export GOLANGCI_LINT_CACHE := $(TOOLS)/golangci-cache
 
 .PHONY: help build install test crash race lint fmt gen gen-check bench fuzz cover demo deps tools clean
 
