@@ -217,6 +217,1267 @@ func (x *AdminGetKmsKeyResponse) GetKeys() []*RootKeys {
 	return nil
 }
 
+// RegistryRule allows one thing.
+type RegistryRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of gateway, tcb_status, advisory, os_image, kms, kms_device, app,
+	// app_compose, app_device.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Application id of app_compose and app_device, hexadecimal; else empty.
+	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// What is allowed: hexadecimal, a word, or "any".
+	Value string `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	// Revision that added it; not read in requests.
+	Revision      uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryRule) Reset() {
+	*x = RegistryRule{}
+	mi := &file_kms_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryRule) ProtoMessage() {}
+
+func (x *RegistryRule) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryRule.ProtoReflect.Descriptor instead.
+func (*RegistryRule) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RegistryRule) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RegistryRule) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *RegistryRule) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *RegistryRule) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// RegistryEdit changes one rule.
+type RegistryEdit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of add, remove, remove_all (every rule of kind and subject).
+	Op string `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	// The rule.
+	Rule          *RegistryRule `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryEdit) Reset() {
+	*x = RegistryEdit{}
+	mi := &file_kms_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryEdit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryEdit) ProtoMessage() {}
+
+func (x *RegistryEdit) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryEdit.ProtoReflect.Descriptor instead.
+func (*RegistryEdit) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RegistryEdit) GetOp() string {
+	if x != nil {
+		return x.Op
+	}
+	return ""
+}
+
+func (x *RegistryEdit) GetRule() *RegistryRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+// UpdateRegistryRequest holds the edits of one revision.
+type UpdateRegistryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 4096, applied in order.
+	Edits []*RegistryEdit `protobuf:"bytes,1,rep,name=edits,proto3" json:"edits,omitempty"`
+	// The edits are refused when the registry's revision is another; absent
+	// accepts any.
+	ExpectedRevision *uint64 `protobuf:"varint,2,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
+	// Why, for the audit log; at most 512 bytes.
+	Comment       string `protobuf:"bytes,3,opt,name=comment,proto3" json:"comment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateRegistryRequest) Reset() {
+	*x = UpdateRegistryRequest{}
+	mi := &file_kms_v1_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateRegistryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateRegistryRequest) ProtoMessage() {}
+
+func (x *UpdateRegistryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateRegistryRequest.ProtoReflect.Descriptor instead.
+func (*UpdateRegistryRequest) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *UpdateRegistryRequest) GetEdits() []*RegistryEdit {
+	if x != nil {
+		return x.Edits
+	}
+	return nil
+}
+
+func (x *UpdateRegistryRequest) GetExpectedRevision() uint64 {
+	if x != nil && x.ExpectedRevision != nil {
+		return *x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *UpdateRegistryRequest) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+// UpdateRegistryResponse says what became of it.
+type UpdateRegistryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Revision of the registry after the edits.
+	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Place of the change in the audit log.
+	AuditSeq      uint64 `protobuf:"varint,2,opt,name=audit_seq,json=auditSeq,proto3" json:"audit_seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateRegistryResponse) Reset() {
+	*x = UpdateRegistryResponse{}
+	mi := &file_kms_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateRegistryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateRegistryResponse) ProtoMessage() {}
+
+func (x *UpdateRegistryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateRegistryResponse.ProtoReflect.Descriptor instead.
+func (*UpdateRegistryResponse) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *UpdateRegistryResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *UpdateRegistryResponse) GetAuditSeq() uint64 {
+	if x != nil {
+		return x.AuditSeq
+	}
+	return 0
+}
+
+// ListRegistryRequest selects rules.
+type ListRegistryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kind of the rules; empty is all kinds.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Application id; empty is all.
+	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Rules in one answer; 0 is 1000, which is the most.
+	PageSize uint32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the answer before.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRegistryRequest) Reset() {
+	*x = ListRegistryRequest{}
+	mi := &file_kms_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRegistryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRegistryRequest) ProtoMessage() {}
+
+func (x *ListRegistryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRegistryRequest.ProtoReflect.Descriptor instead.
+func (*ListRegistryRequest) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListRegistryRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ListRegistryRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *ListRegistryRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListRegistryRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListRegistryResponse holds one page.
+type ListRegistryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by kind, subject and value.
+	Rules []*RegistryRule `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	// Revision of the registry.
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Not empty when there is more.
+	NextPageToken string `protobuf:"bytes,3,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRegistryResponse) Reset() {
+	*x = ListRegistryResponse{}
+	mi := &file_kms_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRegistryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRegistryResponse) ProtoMessage() {}
+
+func (x *ListRegistryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRegistryResponse.ProtoReflect.Descriptor instead.
+func (*ListRegistryResponse) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListRegistryResponse) GetRules() []*RegistryRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *ListRegistryResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ListRegistryResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// RegistryWorkload is what the registry decides on.
+type RegistryWorkload struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "app" or "kms".
+	Subject string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Application id (20 bytes).
+	AppId []byte `protobuf:"bytes,2,opt,name=app_id,json=appId,proto3" json:"app_id,omitempty"`
+	// Measurements and hashes, as in the authorization requests of docs/authz.md.
+	ComposeHash  []byte `protobuf:"bytes,3,opt,name=compose_hash,json=composeHash,proto3" json:"compose_hash,omitempty"`
+	OsImageHash  []byte `protobuf:"bytes,4,opt,name=os_image_hash,json=osImageHash,proto3" json:"os_image_hash,omitempty"`
+	MrAggregated []byte `protobuf:"bytes,5,opt,name=mr_aggregated,json=mrAggregated,proto3" json:"mr_aggregated,omitempty"`
+	DeviceId     []byte `protobuf:"bytes,6,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	// Intel's word for the platform, and its advisories.
+	TcbStatus     string   `protobuf:"bytes,7,opt,name=tcb_status,json=tcbStatus,proto3" json:"tcb_status,omitempty"`
+	AdvisoryIds   []string `protobuf:"bytes,8,rep,name=advisory_ids,json=advisoryIds,proto3" json:"advisory_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryWorkload) Reset() {
+	*x = RegistryWorkload{}
+	mi := &file_kms_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryWorkload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryWorkload) ProtoMessage() {}
+
+func (x *RegistryWorkload) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryWorkload.ProtoReflect.Descriptor instead.
+func (*RegistryWorkload) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RegistryWorkload) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *RegistryWorkload) GetAppId() []byte {
+	if x != nil {
+		return x.AppId
+	}
+	return nil
+}
+
+func (x *RegistryWorkload) GetComposeHash() []byte {
+	if x != nil {
+		return x.ComposeHash
+	}
+	return nil
+}
+
+func (x *RegistryWorkload) GetOsImageHash() []byte {
+	if x != nil {
+		return x.OsImageHash
+	}
+	return nil
+}
+
+func (x *RegistryWorkload) GetMrAggregated() []byte {
+	if x != nil {
+		return x.MrAggregated
+	}
+	return nil
+}
+
+func (x *RegistryWorkload) GetDeviceId() []byte {
+	if x != nil {
+		return x.DeviceId
+	}
+	return nil
+}
+
+func (x *RegistryWorkload) GetTcbStatus() string {
+	if x != nil {
+		return x.TcbStatus
+	}
+	return ""
+}
+
+func (x *RegistryWorkload) GetAdvisoryIds() []string {
+	if x != nil {
+		return x.AdvisoryIds
+	}
+	return nil
+}
+
+// ExplainRegistryRequest names what is explained: a workload, or denials.
+type ExplainRegistryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A workload as it would ask now.
+	Workload *RegistryWorkload `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	// Without a workload: the last denials, this many at most (1 to 100).
+	LastDenials   uint32 `protobuf:"varint,2,opt,name=last_denials,json=lastDenials,proto3" json:"last_denials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRegistryRequest) Reset() {
+	*x = ExplainRegistryRequest{}
+	mi := &file_kms_v1_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRegistryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRegistryRequest) ProtoMessage() {}
+
+func (x *ExplainRegistryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRegistryRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRegistryRequest) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ExplainRegistryRequest) GetWorkload() *RegistryWorkload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *ExplainRegistryRequest) GetLastDenials() uint32 {
+	if x != nil {
+		return x.LastDenials
+	}
+	return 0
+}
+
+// RegistryCheck is one rule of a decision.
+type RegistryCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kind of the rule.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// What the registry would have to hold, or holds.
+	Wanted string `protobuf:"bytes,2,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// What the workload showed.
+	Seen string `protobuf:"bytes,3,opt,name=seen,proto3" json:"seen,omitempty"`
+	// Whether it passed.
+	Passed bool `protobuf:"varint,4,opt,name=passed,proto3" json:"passed,omitempty"`
+	// The refusal, as the workload is told it; empty when passed.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryCheck) Reset() {
+	*x = RegistryCheck{}
+	mi := &file_kms_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryCheck) ProtoMessage() {}
+
+func (x *RegistryCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryCheck.ProtoReflect.Descriptor instead.
+func (*RegistryCheck) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RegistryCheck) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RegistryCheck) GetWanted() string {
+	if x != nil {
+		return x.Wanted
+	}
+	return ""
+}
+
+func (x *RegistryCheck) GetSeen() string {
+	if x != nil {
+		return x.Seen
+	}
+	return ""
+}
+
+func (x *RegistryCheck) GetPassed() bool {
+	if x != nil {
+		return x.Passed
+	}
+	return false
+}
+
+func (x *RegistryCheck) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RegistryExplanation explains one decision.
+type RegistryExplanation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workload.
+	Workload *RegistryWorkload `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	// Every check in the order of the decision; the first that failed decided.
+	Checks []*RegistryCheck `protobuf:"bytes,2,rep,name=checks,proto3" json:"checks,omitempty"`
+	// Whether it would be allowed now.
+	Allowed bool `protobuf:"varint,3,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	// Revision of the registry that was looked at.
+	Revision uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Of a denial: its place in the audit log, and the reason given then.
+	AuditSeq      *uint64 `protobuf:"varint,5,opt,name=audit_seq,json=auditSeq,proto3,oneof" json:"audit_seq,omitempty"`
+	DeniedReason  string  `protobuf:"bytes,6,opt,name=denied_reason,json=deniedReason,proto3" json:"denied_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryExplanation) Reset() {
+	*x = RegistryExplanation{}
+	mi := &file_kms_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryExplanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryExplanation) ProtoMessage() {}
+
+func (x *RegistryExplanation) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryExplanation.ProtoReflect.Descriptor instead.
+func (*RegistryExplanation) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RegistryExplanation) GetWorkload() *RegistryWorkload {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *RegistryExplanation) GetChecks() []*RegistryCheck {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+func (x *RegistryExplanation) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *RegistryExplanation) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RegistryExplanation) GetAuditSeq() uint64 {
+	if x != nil && x.AuditSeq != nil {
+		return *x.AuditSeq
+	}
+	return 0
+}
+
+func (x *RegistryExplanation) GetDeniedReason() string {
+	if x != nil {
+		return x.DeniedReason
+	}
+	return ""
+}
+
+// ExplainRegistryResponse holds the explanations, newest denial first.
+type ExplainRegistryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for a workload.
+	Explanations  []*RegistryExplanation `protobuf:"bytes,1,rep,name=explanations,proto3" json:"explanations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRegistryResponse) Reset() {
+	*x = ExplainRegistryResponse{}
+	mi := &file_kms_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRegistryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRegistryResponse) ProtoMessage() {}
+
+func (x *ExplainRegistryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRegistryResponse.ProtoReflect.Descriptor instead.
+func (*ExplainRegistryResponse) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ExplainRegistryResponse) GetExplanations() []*RegistryExplanation {
+	if x != nil {
+		return x.Explanations
+	}
+	return nil
+}
+
+// AuditRecord is a record as it is stored and hashed.
+type AuditRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Place in the log, from 0.
+	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// The encoded record of docs/audit.md.
+	Body          []byte `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditRecord) Reset() {
+	*x = AuditRecord{}
+	mi := &file_kms_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditRecord) ProtoMessage() {}
+
+func (x *AuditRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
+func (*AuditRecord) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AuditRecord) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *AuditRecord) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+// ListAuditRequest selects records.
+type ListAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First record.
+	From uint64 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Records in one answer; 0 is 256, 1024 is the most. An answer may have fewer
+	// while there are more.
+	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_kms_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListAuditRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// ListAuditResponse holds records.
+type ListAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In order, without gaps.
+	Records []*AuditRecord `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	// Records in the log.
+	Size          uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_kms_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListAuditResponse) GetRecords() []*AuditRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+func (x *ListAuditResponse) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+// GetAuditCheckpointRequest has no fields.
+type GetAuditCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAuditCheckpointRequest) Reset() {
+	*x = GetAuditCheckpointRequest{}
+	mi := &file_kms_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAuditCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAuditCheckpointRequest) ProtoMessage() {}
+
+func (x *GetAuditCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAuditCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*GetAuditCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+// GetAuditCheckpointResponse is a signed tree head.
+type GetAuditCheckpointResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Checkpoint in note format.
+	Checkpoint string `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// Verifier key of the note.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Signature of the root CA key over the verifier key, ASN.1 ECDSA with SHA-256
+	// as docs/audit.md#key says.
+	KeySignature  []byte `protobuf:"bytes,3,opt,name=key_signature,json=keySignature,proto3" json:"key_signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAuditCheckpointResponse) Reset() {
+	*x = GetAuditCheckpointResponse{}
+	mi := &file_kms_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAuditCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAuditCheckpointResponse) ProtoMessage() {}
+
+func (x *GetAuditCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAuditCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*GetAuditCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GetAuditCheckpointResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *GetAuditCheckpointResponse) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *GetAuditCheckpointResponse) GetKeySignature() []byte {
+	if x != nil {
+		return x.KeySignature
+	}
+	return nil
+}
+
+// ProveAuditRequest names a record.
+type ProveAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Place in the log.
+	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// Size of the tree; 0 is the current one.
+	TreeSize      uint64 `protobuf:"varint,2,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveAuditRequest) Reset() {
+	*x = ProveAuditRequest{}
+	mi := &file_kms_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveAuditRequest) ProtoMessage() {}
+
+func (x *ProveAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveAuditRequest.ProtoReflect.Descriptor instead.
+func (*ProveAuditRequest) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ProveAuditRequest) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *ProveAuditRequest) GetTreeSize() uint64 {
+	if x != nil {
+		return x.TreeSize
+	}
+	return 0
+}
+
+// ProveAuditResponse proves inclusion.
+type ProveAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The record.
+	Record *AuditRecord `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	// Size of the tree.
+	TreeSize uint64 `protobuf:"varint,2,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
+	// Hashes of RFC 6962 section 2.1.1, 32 bytes each.
+	Proof         [][]byte `protobuf:"bytes,3,rep,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveAuditResponse) Reset() {
+	*x = ProveAuditResponse{}
+	mi := &file_kms_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveAuditResponse) ProtoMessage() {}
+
+func (x *ProveAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveAuditResponse.ProtoReflect.Descriptor instead.
+func (*ProveAuditResponse) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ProveAuditResponse) GetRecord() *AuditRecord {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *ProveAuditResponse) GetTreeSize() uint64 {
+	if x != nil {
+		return x.TreeSize
+	}
+	return 0
+}
+
+func (x *ProveAuditResponse) GetProof() [][]byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+// ProveAuditConsistencyRequest names two trees.
+type ProveAuditConsistencyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Size of the older one, at least 1.
+	OldSize uint64 `protobuf:"varint,1,opt,name=old_size,json=oldSize,proto3" json:"old_size,omitempty"`
+	// Size of the newer one; 0 is the current one.
+	NewSize       uint64 `protobuf:"varint,2,opt,name=new_size,json=newSize,proto3" json:"new_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveAuditConsistencyRequest) Reset() {
+	*x = ProveAuditConsistencyRequest{}
+	mi := &file_kms_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveAuditConsistencyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveAuditConsistencyRequest) ProtoMessage() {}
+
+func (x *ProveAuditConsistencyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveAuditConsistencyRequest.ProtoReflect.Descriptor instead.
+func (*ProveAuditConsistencyRequest) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ProveAuditConsistencyRequest) GetOldSize() uint64 {
+	if x != nil {
+		return x.OldSize
+	}
+	return 0
+}
+
+func (x *ProveAuditConsistencyRequest) GetNewSize() uint64 {
+	if x != nil {
+		return x.NewSize
+	}
+	return 0
+}
+
+// ProveAuditConsistencyResponse proves consistency.
+type ProveAuditConsistencyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Size of the newer tree.
+	NewSize uint64 `protobuf:"varint,1,opt,name=new_size,json=newSize,proto3" json:"new_size,omitempty"`
+	// Hashes of RFC 6962 section 2.1.2, 32 bytes each.
+	Proof         [][]byte `protobuf:"bytes,2,rep,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveAuditConsistencyResponse) Reset() {
+	*x = ProveAuditConsistencyResponse{}
+	mi := &file_kms_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveAuditConsistencyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveAuditConsistencyResponse) ProtoMessage() {}
+
+func (x *ProveAuditConsistencyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kms_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveAuditConsistencyResponse.ProtoReflect.Descriptor instead.
+func (*ProveAuditConsistencyResponse) Descriptor() ([]byte, []int) {
+	return file_kms_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ProveAuditConsistencyResponse) GetNewSize() uint64 {
+	if x != nil {
+		return x.NewSize
+	}
+	return 0
+}
+
+func (x *ProveAuditConsistencyResponse) GetProof() [][]byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
 var File_kms_v1_admin_proto protoreflect.FileDescriptor
 
 const file_kms_v1_admin_proto_rawDesc = "" +
@@ -232,10 +1493,103 @@ const file_kms_v1_admin_proto_rawDesc = "" +
 	"\tvm_config\x18\x01 \x01(\tR\bvmConfig\"^\n" +
 	"\x16AdminGetKmsKeyResponse\x12\x1e\n" +
 	"\vtemp_ca_key\x18\x01 \x01(\tR\ttempCaKey\x12$\n" +
-	"\x04keys\x18\x02 \x03(\v2\x10.kms.v1.RootKeysR\x04keys2\xa7\x01\n" +
+	"\x04keys\x18\x02 \x03(\v2\x10.kms.v1.RootKeysR\x04keys\"n\n" +
+	"\fRegistryRule\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\tR\x05value\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\"H\n" +
+	"\fRegistryEdit\x12\x0e\n" +
+	"\x02op\x18\x01 \x01(\tR\x02op\x12(\n" +
+	"\x04rule\x18\x02 \x01(\v2\x14.kms.v1.RegistryRuleR\x04rule\"\xa5\x01\n" +
+	"\x15UpdateRegistryRequest\x12*\n" +
+	"\x05edits\x18\x01 \x03(\v2\x14.kms.v1.RegistryEditR\x05edits\x120\n" +
+	"\x11expected_revision\x18\x02 \x01(\x04H\x00R\x10expectedRevision\x88\x01\x01\x12\x18\n" +
+	"\acomment\x18\x03 \x01(\tR\acommentB\x14\n" +
+	"\x12_expected_revision\"Q\n" +
+	"\x16UpdateRegistryResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1b\n" +
+	"\taudit_seq\x18\x02 \x01(\x04R\bauditSeq\"\x7f\n" +
+	"\x13ListRegistryRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"\x86\x01\n" +
+	"\x14ListRegistryResponse\x12*\n" +
+	"\x05rules\x18\x01 \x03(\v2\x14.kms.v1.RegistryRuleR\x05rules\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12&\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\x8e\x02\n" +
+	"\x10RegistryWorkload\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x15\n" +
+	"\x06app_id\x18\x02 \x01(\fR\x05appId\x12!\n" +
+	"\fcompose_hash\x18\x03 \x01(\fR\vcomposeHash\x12\"\n" +
+	"\ros_image_hash\x18\x04 \x01(\fR\vosImageHash\x12#\n" +
+	"\rmr_aggregated\x18\x05 \x01(\fR\fmrAggregated\x12\x1b\n" +
+	"\tdevice_id\x18\x06 \x01(\fR\bdeviceId\x12\x1d\n" +
+	"\n" +
+	"tcb_status\x18\a \x01(\tR\ttcbStatus\x12!\n" +
+	"\fadvisory_ids\x18\b \x03(\tR\vadvisoryIds\"q\n" +
+	"\x16ExplainRegistryRequest\x124\n" +
+	"\bworkload\x18\x01 \x01(\v2\x18.kms.v1.RegistryWorkloadR\bworkload\x12!\n" +
+	"\flast_denials\x18\x02 \x01(\rR\vlastDenials\"\x7f\n" +
+	"\rRegistryCheck\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06wanted\x18\x02 \x01(\tR\x06wanted\x12\x12\n" +
+	"\x04seen\x18\x03 \x01(\tR\x04seen\x12\x16\n" +
+	"\x06passed\x18\x04 \x01(\bR\x06passed\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x85\x02\n" +
+	"\x13RegistryExplanation\x124\n" +
+	"\bworkload\x18\x01 \x01(\v2\x18.kms.v1.RegistryWorkloadR\bworkload\x12-\n" +
+	"\x06checks\x18\x02 \x03(\v2\x15.kms.v1.RegistryCheckR\x06checks\x12\x18\n" +
+	"\aallowed\x18\x03 \x01(\bR\aallowed\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\x12 \n" +
+	"\taudit_seq\x18\x05 \x01(\x04H\x00R\bauditSeq\x88\x01\x01\x12#\n" +
+	"\rdenied_reason\x18\x06 \x01(\tR\fdeniedReasonB\f\n" +
+	"\n" +
+	"_audit_seq\"Z\n" +
+	"\x17ExplainRegistryResponse\x12?\n" +
+	"\fexplanations\x18\x01 \x03(\v2\x1b.kms.v1.RegistryExplanationR\fexplanations\"3\n" +
+	"\vAuditRecord\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04body\x18\x02 \x01(\fR\x04body\"<\n" +
+	"\x10ListAuditRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"V\n" +
+	"\x11ListAuditResponse\x12-\n" +
+	"\arecords\x18\x01 \x03(\v2\x13.kms.v1.AuditRecordR\arecords\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"\x1b\n" +
+	"\x19GetAuditCheckpointRequest\"s\n" +
+	"\x1aGetAuditCheckpointResponse\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\tR\n" +
+	"checkpoint\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12#\n" +
+	"\rkey_signature\x18\x03 \x01(\fR\fkeySignature\"B\n" +
+	"\x11ProveAuditRequest\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1b\n" +
+	"\ttree_size\x18\x02 \x01(\x04R\btreeSize\"t\n" +
+	"\x12ProveAuditResponse\x12+\n" +
+	"\x06record\x18\x01 \x01(\v2\x13.kms.v1.AuditRecordR\x06record\x12\x1b\n" +
+	"\ttree_size\x18\x02 \x01(\x04R\btreeSize\x12\x14\n" +
+	"\x05proof\x18\x03 \x03(\fR\x05proof\"T\n" +
+	"\x1cProveAuditConsistencyRequest\x12\x19\n" +
+	"\bold_size\x18\x01 \x01(\x04R\aoldSize\x12\x19\n" +
+	"\bnew_size\x18\x02 \x01(\x04R\anewSize\"P\n" +
+	"\x1dProveAuditConsistencyResponse\x12\x19\n" +
+	"\bnew_size\x18\x01 \x01(\x04R\anewSize\x12\x14\n" +
+	"\x05proof\x18\x02 \x03(\fR\x05proof2\xe1\x05\n" +
 	"\x05Admin\x12R\n" +
 	"\x0fClearImageCache\x12\x1e.kms.v1.ClearImageCacheRequest\x1a\x1f.kms.v1.ClearImageCacheResponse\x12J\n" +
-	"\tGetKmsKey\x12\x1d.kms.v1.AdminGetKmsKeyRequest\x1a\x1e.kms.v1.AdminGetKmsKeyResponseB\x19Z\x17teekms/gen/kms/v1;kmsv1b\x06proto3"
+	"\tGetKmsKey\x12\x1d.kms.v1.AdminGetKmsKeyRequest\x1a\x1e.kms.v1.AdminGetKmsKeyResponse\x12O\n" +
+	"\x0eUpdateRegistry\x12\x1d.kms.v1.UpdateRegistryRequest\x1a\x1e.kms.v1.UpdateRegistryResponse\x12I\n" +
+	"\fListRegistry\x12\x1b.kms.v1.ListRegistryRequest\x1a\x1c.kms.v1.ListRegistryResponse\x12R\n" +
+	"\x0fExplainRegistry\x12\x1e.kms.v1.ExplainRegistryRequest\x1a\x1f.kms.v1.ExplainRegistryResponse\x12@\n" +
+	"\tListAudit\x12\x18.kms.v1.ListAuditRequest\x1a\x19.kms.v1.ListAuditResponse\x12[\n" +
+	"\x12GetAuditCheckpoint\x12!.kms.v1.GetAuditCheckpointRequest\x1a\".kms.v1.GetAuditCheckpointResponse\x12C\n" +
+	"\n" +
+	"ProveAudit\x12\x19.kms.v1.ProveAuditRequest\x1a\x1a.kms.v1.ProveAuditResponse\x12d\n" +
+	"\x15ProveAuditConsistency\x12$.kms.v1.ProveAuditConsistencyRequest\x1a%.kms.v1.ProveAuditConsistencyResponseB\x19Z\x17teekms/gen/kms/v1;kmsv1b\x06proto3"
 
 var (
 	file_kms_v1_admin_proto_rawDescOnce sync.Once
@@ -249,25 +1603,68 @@ func file_kms_v1_admin_proto_rawDescGZIP() []byte {
 	return file_kms_v1_admin_proto_rawDescData
 }
 
-var file_kms_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_kms_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_kms_v1_admin_proto_goTypes = []any{
-	(*ClearImageCacheRequest)(nil),  // 0: kms.v1.ClearImageCacheRequest
-	(*ClearImageCacheResponse)(nil), // 1: kms.v1.ClearImageCacheResponse
-	(*AdminGetKmsKeyRequest)(nil),   // 2: kms.v1.AdminGetKmsKeyRequest
-	(*AdminGetKmsKeyResponse)(nil),  // 3: kms.v1.AdminGetKmsKeyResponse
-	(*RootKeys)(nil),                // 4: kms.v1.RootKeys
+	(*ClearImageCacheRequest)(nil),        // 0: kms.v1.ClearImageCacheRequest
+	(*ClearImageCacheResponse)(nil),       // 1: kms.v1.ClearImageCacheResponse
+	(*AdminGetKmsKeyRequest)(nil),         // 2: kms.v1.AdminGetKmsKeyRequest
+	(*AdminGetKmsKeyResponse)(nil),        // 3: kms.v1.AdminGetKmsKeyResponse
+	(*RegistryRule)(nil),                  // 4: kms.v1.RegistryRule
+	(*RegistryEdit)(nil),                  // 5: kms.v1.RegistryEdit
+	(*UpdateRegistryRequest)(nil),         // 6: kms.v1.UpdateRegistryRequest
+	(*UpdateRegistryResponse)(nil),        // 7: kms.v1.UpdateRegistryResponse
+	(*ListRegistryRequest)(nil),           // 8: kms.v1.ListRegistryRequest
+	(*ListRegistryResponse)(nil),          // 9: kms.v1.ListRegistryResponse
+	(*RegistryWorkload)(nil),              // 10: kms.v1.RegistryWorkload
+	(*ExplainRegistryRequest)(nil),        // 11: kms.v1.ExplainRegistryRequest
+	(*RegistryCheck)(nil),                 // 12: kms.v1.RegistryCheck
+	(*RegistryExplanation)(nil),           // 13: kms.v1.RegistryExplanation
+	(*ExplainRegistryResponse)(nil),       // 14: kms.v1.ExplainRegistryResponse
+	(*AuditRecord)(nil),                   // 15: kms.v1.AuditRecord
+	(*ListAuditRequest)(nil),              // 16: kms.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),             // 17: kms.v1.ListAuditResponse
+	(*GetAuditCheckpointRequest)(nil),     // 18: kms.v1.GetAuditCheckpointRequest
+	(*GetAuditCheckpointResponse)(nil),    // 19: kms.v1.GetAuditCheckpointResponse
+	(*ProveAuditRequest)(nil),             // 20: kms.v1.ProveAuditRequest
+	(*ProveAuditResponse)(nil),            // 21: kms.v1.ProveAuditResponse
+	(*ProveAuditConsistencyRequest)(nil),  // 22: kms.v1.ProveAuditConsistencyRequest
+	(*ProveAuditConsistencyResponse)(nil), // 23: kms.v1.ProveAuditConsistencyResponse
+	(*RootKeys)(nil),                      // 24: kms.v1.RootKeys
 }
 var file_kms_v1_admin_proto_depIdxs = []int32{
-	4, // 0: kms.v1.AdminGetKmsKeyResponse.keys:type_name -> kms.v1.RootKeys
-	0, // 1: kms.v1.Admin.ClearImageCache:input_type -> kms.v1.ClearImageCacheRequest
-	2, // 2: kms.v1.Admin.GetKmsKey:input_type -> kms.v1.AdminGetKmsKeyRequest
-	1, // 3: kms.v1.Admin.ClearImageCache:output_type -> kms.v1.ClearImageCacheResponse
-	3, // 4: kms.v1.Admin.GetKmsKey:output_type -> kms.v1.AdminGetKmsKeyResponse
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	24, // 0: kms.v1.AdminGetKmsKeyResponse.keys:type_name -> kms.v1.RootKeys
+	4,  // 1: kms.v1.RegistryEdit.rule:type_name -> kms.v1.RegistryRule
+	5,  // 2: kms.v1.UpdateRegistryRequest.edits:type_name -> kms.v1.RegistryEdit
+	4,  // 3: kms.v1.ListRegistryResponse.rules:type_name -> kms.v1.RegistryRule
+	10, // 4: kms.v1.ExplainRegistryRequest.workload:type_name -> kms.v1.RegistryWorkload
+	10, // 5: kms.v1.RegistryExplanation.workload:type_name -> kms.v1.RegistryWorkload
+	12, // 6: kms.v1.RegistryExplanation.checks:type_name -> kms.v1.RegistryCheck
+	13, // 7: kms.v1.ExplainRegistryResponse.explanations:type_name -> kms.v1.RegistryExplanation
+	15, // 8: kms.v1.ListAuditResponse.records:type_name -> kms.v1.AuditRecord
+	15, // 9: kms.v1.ProveAuditResponse.record:type_name -> kms.v1.AuditRecord
+	0,  // 10: kms.v1.Admin.ClearImageCache:input_type -> kms.v1.ClearImageCacheRequest
+	2,  // 11: kms.v1.Admin.GetKmsKey:input_type -> kms.v1.AdminGetKmsKeyRequest
+	6,  // 12: kms.v1.Admin.UpdateRegistry:input_type -> kms.v1.UpdateRegistryRequest
+	8,  // 13: kms.v1.Admin.ListRegistry:input_type -> kms.v1.ListRegistryRequest
+	11, // 14: kms.v1.Admin.ExplainRegistry:input_type -> kms.v1.ExplainRegistryRequest
+	16, // 15: kms.v1.Admin.ListAudit:input_type -> kms.v1.ListAuditRequest
+	18, // 16: kms.v1.Admin.GetAuditCheckpoint:input_type -> kms.v1.GetAuditCheckpointRequest
+	20, // 17: kms.v1.Admin.ProveAudit:input_type -> kms.v1.ProveAuditRequest
+	22, // 18: kms.v1.Admin.ProveAuditConsistency:input_type -> kms.v1.ProveAuditConsistencyRequest
+	1,  // 19: kms.v1.Admin.ClearImageCache:output_type -> kms.v1.ClearImageCacheResponse
+	3,  // 20: kms.v1.Admin.GetKmsKey:output_type -> kms.v1.AdminGetKmsKeyResponse
+	7,  // 21: kms.v1.Admin.UpdateRegistry:output_type -> kms.v1.UpdateRegistryResponse
+	9,  // 22: kms.v1.Admin.ListRegistry:output_type -> kms.v1.ListRegistryResponse
+	14, // 23: kms.v1.Admin.ExplainRegistry:output_type -> kms.v1.ExplainRegistryResponse
+	17, // 24: kms.v1.Admin.ListAudit:output_type -> kms.v1.ListAuditResponse
+	19, // 25: kms.v1.Admin.GetAuditCheckpoint:output_type -> kms.v1.GetAuditCheckpointResponse
+	21, // 26: kms.v1.Admin.ProveAudit:output_type -> kms.v1.ProveAuditResponse
+	23, // 27: kms.v1.Admin.ProveAuditConsistency:output_type -> kms.v1.ProveAuditConsistencyResponse
+	19, // [19:28] is the sub-list for method output_type
+	10, // [10:19] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_kms_v1_admin_proto_init() }
@@ -276,13 +1673,15 @@ func file_kms_v1_admin_proto_init() {
 		return
 	}
 	file_kms_v1_kms_proto_init()
+	file_kms_v1_admin_proto_msgTypes[6].OneofWrappers = []any{}
+	file_kms_v1_admin_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kms_v1_admin_proto_rawDesc), len(file_kms_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,6 +38,22 @@ const (
 	AdminClearImageCacheProcedure = "/kms.v1.Admin/ClearImageCache"
 	// AdminGetKmsKeyProcedure is the fully-qualified name of the Admin's GetKmsKey RPC.
 	AdminGetKmsKeyProcedure = "/kms.v1.Admin/GetKmsKey"
+	// AdminUpdateRegistryProcedure is the fully-qualified name of the Admin's UpdateRegistry RPC.
+	AdminUpdateRegistryProcedure = "/kms.v1.Admin/UpdateRegistry"
+	// AdminListRegistryProcedure is the fully-qualified name of the Admin's ListRegistry RPC.
+	AdminListRegistryProcedure = "/kms.v1.Admin/ListRegistry"
+	// AdminExplainRegistryProcedure is the fully-qualified name of the Admin's ExplainRegistry RPC.
+	AdminExplainRegistryProcedure = "/kms.v1.Admin/ExplainRegistry"
+	// AdminListAuditProcedure is the fully-qualified name of the Admin's ListAudit RPC.
+	AdminListAuditProcedure = "/kms.v1.Admin/ListAudit"
+	// AdminGetAuditCheckpointProcedure is the fully-qualified name of the Admin's GetAuditCheckpoint
+	// RPC.
+	AdminGetAuditCheckpointProcedure = "/kms.v1.Admin/GetAuditCheckpoint"
+	// AdminProveAuditProcedure is the fully-qualified name of the Admin's ProveAudit RPC.
+	AdminProveAuditProcedure = "/kms.v1.Admin/ProveAudit"
+	// AdminProveAuditConsistencyProcedure is the fully-qualified name of the Admin's
+	// ProveAuditConsistency RPC.
+	AdminProveAuditConsistencyProcedure = "/kms.v1.Admin/ProveAuditConsistency"
 )
 
 // AdminClient is a client for the kms.v1.Admin service.
@@ -47,6 +63,23 @@ type AdminClient interface {
 	// GetKmsKey hands the root keys to an authorized peer KMS, where
 	// core.kms_key_release is "admin". Its messages are those of KMS.GetKmsKey.
 	GetKmsKey(context.Context, *v1.AdminGetKmsKeyRequest) (*v1.AdminGetKmsKeyResponse, error)
+	// UpdateRegistry changes the policy registry: all edits in one revision, or
+	// none. Docs: docs/registry.md.
+	UpdateRegistry(context.Context, *v1.UpdateRegistryRequest) (*v1.UpdateRegistryResponse, error)
+	// ListRegistry gives rules of the policy registry, page by page.
+	ListRegistry(context.Context, *v1.ListRegistryRequest) (*v1.ListRegistryResponse, error)
+	// ExplainRegistry shows every rule that a decision rests on, with what was
+	// wanted and what was seen.
+	ExplainRegistry(context.Context, *v1.ExplainRegistryRequest) (*v1.ExplainRegistryResponse, error)
+	// ListAudit gives records of the audit log. Docs: docs/audit.md.
+	ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error)
+	// GetAuditCheckpoint signs the head of the audit log.
+	GetAuditCheckpoint(context.Context, *v1.GetAuditCheckpointRequest) (*v1.GetAuditCheckpointResponse, error)
+	// ProveAudit proves that a record is in the tree of a checkpoint.
+	ProveAudit(context.Context, *v1.ProveAuditRequest) (*v1.ProveAuditResponse, error)
+	// ProveAuditConsistency proves that an older tree is the beginning of a newer
+	// one.
+	ProveAuditConsistency(context.Context, *v1.ProveAuditConsistencyRequest) (*v1.ProveAuditConsistencyResponse, error)
 }
 
 // NewAdminClient constructs a client for the kms.v1.Admin service. By default, it uses the Connect
@@ -72,13 +105,62 @@ func NewAdminClient(httpClient connect.HTTPClient, baseURL string, opts ...conne
 			connect.WithSchema(adminMethods.ByName("GetKmsKey")),
 			connect.WithClientOptions(opts...),
 		),
+		updateRegistry: connect.NewClient[v1.UpdateRegistryRequest, v1.UpdateRegistryResponse](
+			httpClient,
+			baseURL+AdminUpdateRegistryProcedure,
+			connect.WithSchema(adminMethods.ByName("UpdateRegistry")),
+			connect.WithClientOptions(opts...),
+		),
+		listRegistry: connect.NewClient[v1.ListRegistryRequest, v1.ListRegistryResponse](
+			httpClient,
+			baseURL+AdminListRegistryProcedure,
+			connect.WithSchema(adminMethods.ByName("ListRegistry")),
+			connect.WithClientOptions(opts...),
+		),
+		explainRegistry: connect.NewClient[v1.ExplainRegistryRequest, v1.ExplainRegistryResponse](
+			httpClient,
+			baseURL+AdminExplainRegistryProcedure,
+			connect.WithSchema(adminMethods.ByName("ExplainRegistry")),
+			connect.WithClientOptions(opts...),
+		),
+		listAudit: connect.NewClient[v1.ListAuditRequest, v1.ListAuditResponse](
+			httpClient,
+			baseURL+AdminListAuditProcedure,
+			connect.WithSchema(adminMethods.ByName("ListAudit")),
+			connect.WithClientOptions(opts...),
+		),
+		getAuditCheckpoint: connect.NewClient[v1.GetAuditCheckpointRequest, v1.GetAuditCheckpointResponse](
+			httpClient,
+			baseURL+AdminGetAuditCheckpointProcedure,
+			connect.WithSchema(adminMethods.ByName("GetAuditCheckpoint")),
+			connect.WithClientOptions(opts...),
+		),
+		proveAudit: connect.NewClient[v1.ProveAuditRequest, v1.ProveAuditResponse](
+			httpClient,
+			baseURL+AdminProveAuditProcedure,
+			connect.WithSchema(adminMethods.ByName("ProveAudit")),
+			connect.WithClientOptions(opts...),
+		),
+		proveAuditConsistency: connect.NewClient[v1.ProveAuditConsistencyRequest, v1.ProveAuditConsistencyResponse](
+			httpClient,
+			baseURL+AdminProveAuditConsistencyProcedure,
+			connect.WithSchema(adminMethods.ByName("ProveAuditConsistency")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // adminClient implements AdminClient.
 type adminClient struct {
-	clearImageCache *connect.Client[v1.ClearImageCacheRequest, v1.ClearImageCacheResponse]
-	getKmsKey       *connect.Client[v1.AdminGetKmsKeyRequest, v1.AdminGetKmsKeyResponse]
+	clearImageCache       *connect.Client[v1.ClearImageCacheRequest, v1.ClearImageCacheResponse]
+	getKmsKey             *connect.Client[v1.AdminGetKmsKeyRequest, v1.AdminGetKmsKeyResponse]
+	updateRegistry        *connect.Client[v1.UpdateRegistryRequest, v1.UpdateRegistryResponse]
+	listRegistry          *connect.Client[v1.ListRegistryRequest, v1.ListRegistryResponse]
+	explainRegistry       *connect.Client[v1.ExplainRegistryRequest, v1.ExplainRegistryResponse]
+	listAudit             *connect.Client[v1.ListAuditRequest, v1.ListAuditResponse]
+	getAuditCheckpoint    *connect.Client[v1.GetAuditCheckpointRequest, v1.GetAuditCheckpointResponse]
+	proveAudit            *connect.Client[v1.ProveAuditRequest, v1.ProveAuditResponse]
+	proveAuditConsistency *connect.Client[v1.ProveAuditConsistencyRequest, v1.ProveAuditConsistencyResponse]
 }
 
 // ClearImageCache calls kms.v1.Admin.ClearImageCache.
@@ -99,6 +181,69 @@ func (c *adminClient) GetKmsKey(ctx context.Context, req *v1.AdminGetKmsKeyReque
 	return nil, err
 }
 
+// UpdateRegistry calls kms.v1.Admin.UpdateRegistry.
+func (c *adminClient) UpdateRegistry(ctx context.Context, req *v1.UpdateRegistryRequest) (*v1.UpdateRegistryResponse, error) {
+	response, err := c.updateRegistry.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListRegistry calls kms.v1.Admin.ListRegistry.
+func (c *adminClient) ListRegistry(ctx context.Context, req *v1.ListRegistryRequest) (*v1.ListRegistryResponse, error) {
+	response, err := c.listRegistry.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ExplainRegistry calls kms.v1.Admin.ExplainRegistry.
+func (c *adminClient) ExplainRegistry(ctx context.Context, req *v1.ExplainRegistryRequest) (*v1.ExplainRegistryResponse, error) {
+	response, err := c.explainRegistry.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListAudit calls kms.v1.Admin.ListAudit.
+func (c *adminClient) ListAudit(ctx context.Context, req *v1.ListAuditRequest) (*v1.ListAuditResponse, error) {
+	response, err := c.listAudit.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetAuditCheckpoint calls kms.v1.Admin.GetAuditCheckpoint.
+func (c *adminClient) GetAuditCheckpoint(ctx context.Context, req *v1.GetAuditCheckpointRequest) (*v1.GetAuditCheckpointResponse, error) {
+	response, err := c.getAuditCheckpoint.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ProveAudit calls kms.v1.Admin.ProveAudit.
+func (c *adminClient) ProveAudit(ctx context.Context, req *v1.ProveAuditRequest) (*v1.ProveAuditResponse, error) {
+	response, err := c.proveAudit.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ProveAuditConsistency calls kms.v1.Admin.ProveAuditConsistency.
+func (c *adminClient) ProveAuditConsistency(ctx context.Context, req *v1.ProveAuditConsistencyRequest) (*v1.ProveAuditConsistencyResponse, error) {
+	response, err := c.proveAuditConsistency.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // AdminHandler is an implementation of the kms.v1.Admin service.
 type AdminHandler interface {
 	// ClearImageCache forgets downloaded OS images and computed measurements.
@@ -106,6 +251,23 @@ type AdminHandler interface {
 	// GetKmsKey hands the root keys to an authorized peer KMS, where
 	// core.kms_key_release is "admin". Its messages are those of KMS.GetKmsKey.
 	GetKmsKey(context.Context, *v1.AdminGetKmsKeyRequest) (*v1.AdminGetKmsKeyResponse, error)
+	// UpdateRegistry changes the policy registry: all edits in one revision, or
+	// none. Docs: docs/registry.md.
+	UpdateRegistry(context.Context, *v1.UpdateRegistryRequest) (*v1.UpdateRegistryResponse, error)
+	// ListRegistry gives rules of the policy registry, page by page.
+	ListRegistry(context.Context, *v1.ListRegistryRequest) (*v1.ListRegistryResponse, error)
+	// ExplainRegistry shows every rule that a decision rests on, with what was
+	// wanted and what was seen.
+	ExplainRegistry(context.Context, *v1.ExplainRegistryRequest) (*v1.ExplainRegistryResponse, error)
+	// ListAudit gives records of the audit log. Docs: docs/audit.md.
+	ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error)
+	// GetAuditCheckpoint signs the head of the audit log.
+	GetAuditCheckpoint(context.Context, *v1.GetAuditCheckpointRequest) (*v1.GetAuditCheckpointResponse, error)
+	// ProveAudit proves that a record is in the tree of a checkpoint.
+	ProveAudit(context.Context, *v1.ProveAuditRequest) (*v1.ProveAuditResponse, error)
+	// ProveAuditConsistency proves that an older tree is the beginning of a newer
+	// one.
+	ProveAuditConsistency(context.Context, *v1.ProveAuditConsistencyRequest) (*v1.ProveAuditConsistencyResponse, error)
 }
 
 // NewAdminHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -127,12 +289,68 @@ func NewAdminHandler(svc AdminHandler, opts ...connect.HandlerOption) (string, h
 		connect.WithSchema(adminMethods.ByName("GetKmsKey")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminUpdateRegistryHandler := connect.NewUnaryHandlerSimple(
+		AdminUpdateRegistryProcedure,
+		svc.UpdateRegistry,
+		connect.WithSchema(adminMethods.ByName("UpdateRegistry")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminListRegistryHandler := connect.NewUnaryHandlerSimple(
+		AdminListRegistryProcedure,
+		svc.ListRegistry,
+		connect.WithSchema(adminMethods.ByName("ListRegistry")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminExplainRegistryHandler := connect.NewUnaryHandlerSimple(
+		AdminExplainRegistryProcedure,
+		svc.ExplainRegistry,
+		connect.WithSchema(adminMethods.ByName("ExplainRegistry")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminListAuditHandler := connect.NewUnaryHandlerSimple(
+		AdminListAuditProcedure,
+		svc.ListAudit,
+		connect.WithSchema(adminMethods.ByName("ListAudit")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminGetAuditCheckpointHandler := connect.NewUnaryHandlerSimple(
+		AdminGetAuditCheckpointProcedure,
+		svc.GetAuditCheckpoint,
+		connect.WithSchema(adminMethods.ByName("GetAuditCheckpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminProveAuditHandler := connect.NewUnaryHandlerSimple(
+		AdminProveAuditProcedure,
+		svc.ProveAudit,
+		connect.WithSchema(adminMethods.ByName("ProveAudit")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminProveAuditConsistencyHandler := connect.NewUnaryHandlerSimple(
+		AdminProveAuditConsistencyProcedure,
+		svc.ProveAuditConsistency,
+		connect.WithSchema(adminMethods.ByName("ProveAuditConsistency")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/kms.v1.Admin/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminClearImageCacheProcedure:
 			adminClearImageCacheHandler.ServeHTTP(w, r)
 		case AdminGetKmsKeyProcedure:
 			adminGetKmsKeyHandler.ServeHTTP(w, r)
+		case AdminUpdateRegistryProcedure:
+			adminUpdateRegistryHandler.ServeHTTP(w, r)
+		case AdminListRegistryProcedure:
+			adminListRegistryHandler.ServeHTTP(w, r)
+		case AdminExplainRegistryProcedure:
+			adminExplainRegistryHandler.ServeHTTP(w, r)
+		case AdminListAuditProcedure:
+			adminListAuditHandler.ServeHTTP(w, r)
+		case AdminGetAuditCheckpointProcedure:
+			adminGetAuditCheckpointHandler.ServeHTTP(w, r)
+		case AdminProveAuditProcedure:
+			adminProveAuditHandler.ServeHTTP(w, r)
+		case AdminProveAuditConsistencyProcedure:
+			adminProveAuditConsistencyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -148,4 +366,32 @@ func (UnimplementedAdminHandler) ClearImageCache(context.Context, *v1.ClearImage
 
 func (UnimplementedAdminHandler) GetKmsKey(context.Context, *v1.AdminGetKmsKeyRequest) (*v1.AdminGetKmsKeyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kms.v1.Admin.GetKmsKey is not implemented"))
+}
+
+func (UnimplementedAdminHandler) UpdateRegistry(context.Context, *v1.UpdateRegistryRequest) (*v1.UpdateRegistryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kms.v1.Admin.UpdateRegistry is not implemented"))
+}
+
+func (UnimplementedAdminHandler) ListRegistry(context.Context, *v1.ListRegistryRequest) (*v1.ListRegistryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kms.v1.Admin.ListRegistry is not implemented"))
+}
+
+func (UnimplementedAdminHandler) ExplainRegistry(context.Context, *v1.ExplainRegistryRequest) (*v1.ExplainRegistryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kms.v1.Admin.ExplainRegistry is not implemented"))
+}
+
+func (UnimplementedAdminHandler) ListAudit(context.Context, *v1.ListAuditRequest) (*v1.ListAuditResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kms.v1.Admin.ListAudit is not implemented"))
+}
+
+func (UnimplementedAdminHandler) GetAuditCheckpoint(context.Context, *v1.GetAuditCheckpointRequest) (*v1.GetAuditCheckpointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kms.v1.Admin.GetAuditCheckpoint is not implemented"))
+}
+
+func (UnimplementedAdminHandler) ProveAudit(context.Context, *v1.ProveAuditRequest) (*v1.ProveAuditResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kms.v1.Admin.ProveAudit is not implemented"))
+}
+
+func (UnimplementedAdminHandler) ProveAuditConsistency(context.Context, *v1.ProveAuditConsistencyRequest) (*v1.ProveAuditConsistencyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kms.v1.Admin.ProveAuditConsistency is not implemented"))
 }
