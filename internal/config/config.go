@@ -62,7 +62,11 @@ func Default() *Config {
 				Dev:      AuthDevSection{GatewayAppID: "any"},
 				Ethereum: AuthEthereumSection{Finality: FinalityFinalized, Timeout: 10 * time.Second},
 			},
-			Onboard: Onboard{Enabled: true, QuoteEnabled: true, Address: "0.0.0.0", Port: 9100},
+			Onboard:  Onboard{Enabled: true, QuoteEnabled: true, Address: "0.0.0.0", Port: 9100},
+			Database: Database{Type: DatabaseSQLite},
+			BootstrapServer: BootstrapServer{
+				Port: 9998, CommonName: "cosmian.kms", ExpirationDays: 365,
+			},
 			Metrics: Metrics{Enabled: true},
 			Admin:   Admin{Address: "127.0.0.1", Port: 8001},
 		},
@@ -88,10 +92,19 @@ func defaultLimits() Limits {
 	}
 }
 
-// Load reads the file at path and lays environ, in the form of [os.Environ],
-// over it. The result is valid; an [*Error] lists all that is wrong. The files
-// that *_file keys name are read, so that the secrets are in place.
-func Load(path string, environ []string) (*Config, error) {
+// Flag is a key that the command line sets.
+type Flag struct {
+	// Name is what errors call it: "--bootstrap-server-port".
+	Name string
+	// Path is the key, Value the text of its value.
+	Path, Value string
+}
+
+// Load reads the file at path, lays environ, in the form of [os.Environ], over
+// it, and the flags over both. The result is valid; an [*Error] lists all that is
+// wrong. The files that *_file keys name are read, so that the secrets are in
+// place.
+func Load(path string, environ []string, flags ...Flag) (*Config, error) {
 	if filepath.Ext(path) == ".json" {
 		return nil, fmt.Errorf("opening configuration %s: JSON is not read; write the same keys as TOML", path)
 	}
@@ -110,16 +123,17 @@ func Load(path string, environ []string) (*Config, error) {
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("reading configuration %s: larger than %d bytes", path, maxFile)
 	}
-	return Parse(path, data, environ)
+	return Parse(path, data, environ, flags...)
 }
 
 // Parse is [Load] of a file that was already read; name is what errors call it.
-func Parse(name string, data []byte, environ []string) (*Config, error) {
+func Parse(name string, data []byte, environ []string, flags ...Flag) (*Config, error) {
 	c := Default()
 	c.origins = origins{}
 	s := newSchema(c)
 	problems := s.decode(name, data, c.origins)
 	problems = append(problems, s.applyEnviron(environ, c.origins)...)
+	problems = append(problems, s.applyFlags(flags, c.origins)...)
 	if len(problems) == 0 {
 		problems = append(problems, c.readSecrets()...)
 		problems = append(problems, c.problems()...)

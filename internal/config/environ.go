@@ -15,9 +15,17 @@ const envPrefix = "DSTACK_KMS_"
 type envAlias struct{ name, path string }
 
 // aliases returns the other names of keys, weakest first. They belong to other
-// programs too, so an empty one is not taken for "no token".
+// programs too, so an empty one is not taken for "no token". The names that begin
+// with KMS_ are those of the configuration bootstrap of existing KMSs; no other
+// KMS_ variable is looked at, because platforms set such names themselves.
 func aliases() []envAlias {
 	return []envAlias{
+		{"KMS_USE_BOOTSTRAP_SERVER", "core.bootstrap_server.enabled"},
+		{"KMS_BOOTSTRAP_SERVER_PORT", "core.bootstrap_server.port"},
+		{"KMS_BOOTSTRAP_SERVER_COMMON_NAME", "core.bootstrap_server.common_name"},
+		{"KMS_BOOTSTRAP_SERVER_SUBJECT", "core.bootstrap_server.subject"},
+		{"KMS_BOOTSTRAP_SERVER_EXPIRATION_DAYS", "core.bootstrap_server.expiration_days"},
+		{"KMS_ENSURE_RA_TLS", "core.bootstrap_server.ensure_ra_tls"},
 		{"ADMIN_API_TOKEN", "core.admin.auth_token"},
 		{"DSTACK_KMS_ADMIN_TOKEN", "core.admin.auth_token"},
 		{"DSTACK_AGENT_ADDRESS", "core.attestation.agent_address"},
@@ -71,17 +79,44 @@ func (s *schema) applyEnviron(environ []string, o origins) []string {
 	return problems
 }
 
+// applyFlags sets what the command line says and returns what is wrong with it.
+func (s *schema) applyFlags(flags []Flag, o origins) []string {
+	var problems []string
+	for _, flag := range flags {
+		f := s.byPath[flag.Path]
+		if f == nil {
+			problems = append(problems, fmt.Sprintf("%s: no such key: %s", flag.Name, flag.Path))
+			continue
+		}
+		if err := f.set(flag.Value); err != nil {
+			problems = append(problems, fmt.Sprintf("%s: %s: %v", flag.Name, f.path, err))
+			continue
+		}
+		o[f.path] = flag.Name
+		s.drop(otherHalf(f.path), o, "--")
+	}
+	return problems
+}
+
 // yield drops the other half of a pair NAME and NAME_file that the file set when
 // the environment sets one of them: the environment wins over the file.
-func (s *schema) yield(path string, o origins) {
-	other := path + "_file"
-	if strings.HasSuffix(path, "_file") {
-		other = strings.TrimSuffix(path, "_file")
+func (s *schema) yield(path string, o origins) { s.drop(otherHalf(path), o, envPrefix) }
+
+// otherHalf is the key that goes by twos with path: NAME of NAME_file, NAME_file
+// of NAME.
+func otherHalf(path string) string {
+	if half, ok := strings.CutSuffix(path, "_file"); ok {
+		return half
 	}
-	f, ok := s.byPath[other]
-	if at := o[other]; ok && at != "" && !strings.Contains(at, envPrefix) {
+	return path + "_file"
+}
+
+// drop unsets a key, unless what set it has the prefix keep.
+func (s *schema) drop(path string, o origins, keep string) {
+	f, ok := s.byPath[path]
+	if at := o[path]; ok && at != "" && !strings.HasPrefix(at, keep) {
 		f.value.SetZero()
-		delete(o, other)
+		delete(o, path)
 	}
 }
 

@@ -61,6 +61,7 @@ func (c *Config) InsecureSettings() []string {
 		{"core.image.verify", !c.Core.Image.Verify},
 		{"core.auth_api.type", c.Core.AuthAPI.Type == AuthDev},
 		{"core.onboard.quote_enabled", !c.Core.Onboard.QuoteEnabled},
+		{"core.database.insecure_plaintext", c.Core.Database.InsecurePlaintext},
 		{"core.admin.insecure_no_auth", c.Core.Admin.InsecureNoAuth},
 		{"core.admin.insecure_plaintext", c.Core.Admin.InsecurePlaintext},
 	} {

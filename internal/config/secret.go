@@ -24,7 +24,11 @@ func (c *Config) readSecrets() []string {
 	}{
 		{"core.onboard.setup_token", &c.Core.Onboard.SetupToken, c.Core.Onboard.SetupTokenFile},
 		{"core.auth_api.webhook.token", &c.Core.AuthAPI.Webhook.Token, c.Core.AuthAPI.Webhook.TokenFile},
+		{"core.database.url", &c.Core.Database.URL, c.Core.Database.URLFile},
+		{"core.database.master_password", &c.Core.Database.MasterPassword, c.Core.Database.MasterPasswordFile},
+		{"core.bootstrap_server.token", &c.Core.BootstrapServer.Token, c.Core.BootstrapServer.TokenFile},
 		{"core.admin.auth_token", &c.Core.Admin.AuthToken, c.Core.Admin.AuthTokenFile},
+		{"rpc.tls.pkcs12_password", &c.RPC.TLS.PKCS12Password, c.RPC.TLS.PKCS12PasswordFile},
 	} {
 		if s.file == "" {
 			continue

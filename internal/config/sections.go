@@ -60,6 +60,13 @@ type TLS struct {
 	// rpc.crt are served whatever they say.
 	Key   string `toml:"key" kms:"idle"`
 	Certs string `toml:"certs" kms:"idle"`
+	// PKCS12File is a PKCS#12 with a certificate and its key, which is served to
+	// clients that do not ask for the domain of the KMS; empty is none.
+	PKCS12File string `toml:"pkcs12_file"`
+	// PKCS12PasswordFile is a file that holds its password, PKCS12Password what
+	// stands there; without one the password is empty.
+	PKCS12PasswordFile string `toml:"pkcs12_password_file"`
+	PKCS12Password     keys.Secret
 	// Mutual is about client certificates.
 	Mutual Mutual `toml:"mutual"`
 }
@@ -98,13 +105,15 @@ type Core struct {
 	SEVSNPKeyRelease      Ignored `toml:"sev_snp_key_release"`
 	AWSNitroTPMKeyRelease Ignored `toml:"aws_nitro_tpm_key_release"`
 
-	Limits      Limits      `toml:"limits"`
-	Attestation Attestation `toml:"attestation"`
-	Image       Image       `toml:"image"`
-	AuthAPI     AuthAPI     `toml:"auth_api"`
-	Onboard     Onboard     `toml:"onboard"`
-	Metrics     Metrics     `toml:"metrics"`
-	Admin       Admin       `toml:"admin"`
+	Limits          Limits          `toml:"limits"`
+	Attestation     Attestation     `toml:"attestation"`
+	Image           Image           `toml:"image"`
+	AuthAPI         AuthAPI         `toml:"auth_api"`
+	Onboard         Onboard         `toml:"onboard"`
+	Database        Database        `toml:"database"`
+	BootstrapServer BootstrapServer `toml:"bootstrap_server"`
+	Metrics         Metrics         `toml:"metrics"`
+	Admin           Admin           `toml:"admin"`
 }
 
 // The values of core.kms_key_release.
@@ -321,6 +330,77 @@ func (o Onboard) SetupTokenIsAuto() bool {
 // SetupTokenAuto is the value of core.onboard.setup_token that asks for a token
 // made at start.
 const SetupTokenAuto = "auto"
+
+// The values of core.database.type.
+const (
+	DatabaseSQLite          = "sqlite"
+	DatabaseSQLiteEncrypted = "sqlite-enc"
+	DatabasePostgreSQL      = "postgresql"
+	DatabaseMySQL           = "mysql"
+	DatabaseRedisFindex     = "redis-findex"
+)
+
+// Database is [core.database]: where the audit log and the registry are kept.
+// Config.Names("core.database") tells whether anybody chose one.
+type Database struct {
+	// Type is one of the Database constants.
+	Type string `toml:"type"`
+	// Path is the directory of an SQLite database; empty is a default.
+	Path string `toml:"path"`
+	// URL reaches a server. URLFile is a file that holds it.
+	URL     keys.Secret `toml:"url"`
+	URLFile string      `toml:"url_file"`
+	// MasterPasswordFile is a file that holds MasterPassword, which encrypts what
+	// is in Redis, and an encrypted SQLite database where it is set.
+	MasterPasswordFile string `toml:"master_password_file"`
+	MasterPassword     keys.Secret
+	// FindexLabel separates the databases of one master password in Redis.
+	FindexLabel string `toml:"findex_label"`
+	// CAFile holds the roots (PEM) that the server's certificate is checked
+	// against, in place of the system's.
+	CAFile string `toml:"ca_file"`
+	// InsecurePlaintext allows a server that is not on this machine without TLS.
+	InsecurePlaintext bool `toml:"insecure_plaintext"`
+}
+
+// Server tells whether the database is a server, reached by a URL.
+func (d Database) Server() bool {
+	return d.Type != DatabaseSQLite && d.Type != DatabaseSQLiteEncrypted
+}
+
+// BootstrapServer is [core.bootstrap_server]: the server that takes the rest of
+// the configuration before the KMS starts.
+type BootstrapServer struct {
+	// Enabled serves it.
+	Enabled bool `toml:"enabled"`
+	// Port is a TCP port of rpc.address; 0 lets the kernel choose.
+	Port uint16 `toml:"port"`
+	// CommonName is the name in its self-signed certificate. Subject is a
+	// distinguished name (RFC 4514) whose CN is used in its place. Use
+	// [BootstrapServer.Name].
+	CommonName string `toml:"common_name"`
+	Subject    string `toml:"subject"`
+	// ExpirationDays is how long that certificate is good.
+	ExpirationDays int64 `toml:"expiration_days"`
+	// EnsureRATLS refuses to start where the certificate cannot carry Evidence.
+	EnsureRATLS bool `toml:"ensure_ra_tls"`
+	// Token is asked of callers; empty asks for none. TokenFile is a file that
+	// holds it.
+	Token     keys.Secret `toml:"token"`
+	TokenFile string      `toml:"token_file"`
+	// AuthorityCertFile holds the CA certificates (PEM) of client certificates
+	// that may configure; empty asks for none.
+	AuthorityCertFile string `toml:"authority_cert_file"`
+}
+
+// Name returns the common name of the certificate: CommonName, or the CN of
+// Subject where that is set.
+func (b BootstrapServer) Name() string {
+	if cn, err := subjectCN(b.Subject); b.Subject != "" && err == nil {
+		return cn
+	}
+	return b.CommonName
+}
 
 // Metrics is [core.metrics].
 type Metrics struct {

@@ -37,6 +37,7 @@ func (ch *checker) check(ok bool, path, format string, args ...any) {
 func (c *Config) problems() []string {
 	ch := &checker{origins: c.origins}
 	ch.address("rpc.address", c.RPC.Address)
+	ch.pkcs12(c.RPC)
 	ch.check(c.Core.CertDir != "", "core.cert_dir", "a directory is required")
 	ch.url("core.pccs_url", c.Core.PCCSURL)
 	ch.oneOf("core.kms_key_release", c.Core.KMSKeyRelease, ReleasePublic, ReleaseAdmin, ReleaseOff)
@@ -50,6 +51,8 @@ func (c *Config) problems() []string {
 	ch.image(c.Core.Image)
 	ch.authAPI(c.Core.AuthAPI)
 	ch.onboard(c.Core.Onboard)
+	ch.database(c.Core.Database)
+	ch.bootstrapServer(c.Core.BootstrapServer)
 	ch.admin(c.Core.Admin)
 	ch.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	ch.oneOf("log.format", c.Log.Format, "console", "json")
