@@ -17,7 +17,7 @@ var layers = [][]string{
 	{"services", "client"},
 	{"internal/authz", "internal/storage", "internal/ratls", "internal/prpc", "internal/rpc", "internal/serve"},
 	{"internal/registry", "internal/audit", "internal/keys/keystore", "internal/keys/seal", "internal/attest/*", "internal/osimage"},
-	{"internal/keys", "internal/attest", "internal/durable", "internal/config", "internal/observe"},
+	{"internal/keys", "internal/pkcs12", "internal/attest", "internal/durable", "internal/config", "internal/observe"},
 	{"gen"},
 }
 

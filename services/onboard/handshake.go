@@ -67,7 +67,7 @@ func (s *Service) peerTLS(certificate *tls.Certificate, issued bool, own *witnes
 // authorize asks the authority about the source. Older sources tell no machine
 // description: they are taken to run this machine's image, as other KMSs do.
 func (s *Service) authorize(ctx context.Context, peer *ratls.Attested, own *witness) error {
-	if s.cfg.Authorizer == nil {
+	if s.cfg.Authorizer == nil && s.cfg.Receive == nil {
 		s.cfg.Log.Warn("any KMS whose Evidence verifies is taken as a source: core.auth_api names no authority",
 			zap.String("tcb_status", string(peer.Claims.TCB)))
 		return nil
@@ -79,6 +79,10 @@ func (s *Service) authorize(ctx context.Context, peer *ratls.Attested, own *witn
 	info, err := authz.Describe(peer, options)
 	if err != nil {
 		return &SourceError{Reason: err.Error(), Err: err}
+	}
+	own.source = info
+	if s.cfg.Authorizer == nil {
+		return nil // [Config.Receive] judges it, with the keys that it gives
 	}
 	decision, err := s.cfg.Authorizer.Authorize(ctx, authz.Request{Subject: authz.KMS, BootInfo: info})
 	switch {

@@ -9,6 +9,7 @@ import (
 
 	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/attest"
+	"teekms/internal/authz"
 	"teekms/internal/keys"
 	"teekms/internal/keys/keystore"
 	"teekms/internal/ratls"
@@ -46,9 +47,14 @@ func (s *Service) Onboard(ctx context.Context, req *onboardv1.OnboardRequest) (*
 
 // replicate fetches, checks and commits.
 func (s *Service) replicate(ctx context.Context, peer *url.URL, domain string) (*onboardv1.BootstrapResponse, error) {
-	replica, err := s.fetchFrom(ctx, peer)
+	replica, source, err := s.fetchFrom(ctx, peer)
 	if err != nil {
 		return nil, err
+	}
+	if s.cfg.Receive != nil {
+		if err := s.cfg.Receive(ctx, Received{Roots: replica.Roots, Source: source, Domain: domain}); err != nil {
+			return nil, err
+		}
 	}
 	replica.Domain = domain
 	bundle, err := keystore.NewReplica(replica, s.cfg.Now())
@@ -61,8 +67,9 @@ func (s *Service) replicate(ctx context.Context, peer *url.URL, domain string) (
 	return &onboardv1.BootstrapResponse{CaPubkey: replica.Roots.CAPublic(), K256Pubkey: replica.Roots.K256Public()}, nil
 }
 
-// fetchFrom brings the keys of the peer.
-func (s *Service) fetchFrom(ctx context.Context, peer *url.URL) (keystore.Replica, error) {
+// fetchFrom brings the keys of the peer, and what the peer is where somebody
+// will judge it.
+func (s *Service) fetchFrom(ctx context.Context, peer *url.URL) (keystore.Replica, authz.BootInfo, error) {
 	own := &witness{attester: s.cfg.Attester, timeout: s.cfg.AttestTimeout}
 	cert := ratls.ClientCertConfig{Attester: own, Now: s.cfg.Now}
 	src, err := s.connect(ctx, peer, cert, own)
@@ -72,12 +79,13 @@ func (s *Service) fetchFrom(ctx context.Context, peer *url.URL) (keystore.Replic
 		}
 	}
 	if err != nil {
-		return keystore.Replica{}, err
+		return keystore.Replica{}, authz.BootInfo{}, err
 	}
 	defer src.Close()
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.PeerTimeout)
 	defer cancel()
-	return s.fetch(ctx, src, own.evidence.VMConfig)
+	replica, err := s.fetch(ctx, src, own.evidence.VMConfig)
+	return replica, own.source, err
 }
 
 // connect makes this side's certificate and the connection.
@@ -95,11 +103,14 @@ func (s *Service) connect(ctx context.Context, peer *url.URL, cert ratls.ClientC
 	return dialSource(ctx, peer, tlsConfig)
 }
 
-// witness is an attester that looks at what it made, and keeps it.
+// witness is an attester that looks at what it made, and keeps it; so does it with
+// what the peer showed.
 type witness struct {
 	attester attest.Attester
 	timeout  time.Duration
 	evidence *attest.Evidence
+	// source describes the peer, once its handshake is over.
+	source authz.BootInfo
 }
 
 // Attest implements attest.Attester.

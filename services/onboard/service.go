@@ -60,6 +60,10 @@ type Config struct {
 	// root keys are made. Optional: without it nobody is asked about
 	// this TD.
 	Self func(ctx context.Context) (authz.BootInfo, error)
+	// Receive judges root keys that were received from a source, before they are
+	// committed: for an authority that cannot be asked without them. Optional;
+	// its text is for the caller where it is one of this package's errors.
+	Receive func(ctx context.Context, r Received) error
 	// SetupToken is what Bootstrap, Onboard and Finish ask for; empty asks for
 	// nothing.
 	SetupToken keys.Secret
@@ -78,6 +82,17 @@ type Config struct {
 	Now func() time.Time
 	// Log receives state changes (default none).
 	Log *zap.Logger
+}
+
+// Received is what a source gave.
+type Received struct {
+	// Roots are the root keys, which are of one pair with the source's
+	// certificate.
+	Roots *keys.Roots
+	// Source is the source, by its verified Evidence.
+	Source authz.BootInfo
+	// Domain is what this KMS will be called.
+	Domain string
 }
 
 // Service is the onboarding service. It implements the Onboard service of

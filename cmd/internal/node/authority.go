@@ -14,10 +14,16 @@ import (
 	"teekms/internal/config"
 )
 
-// errNoRegistry refuses an authority that this version does not have.
-var errNoRegistry = errors.New(`core.auth_api.type: "registry" is not in this version; set webhook, ethereum or dev`)
+// errNoRegistry refuses an authority that a program does not have.
+var errNoRegistry = errors.New(`core.auth_api.type: "registry" is in the database of the KMS, which this program does not open; ` +
+	"dstack-kms does, and with an empty key directory it onboards too")
 
-// Authority returns the authority that core.auth_api names.
+// errRegistryApart says that somebody asked for the registry where there is no
+// database yet.
+var errRegistryApart = errors.New("the registry is opened with the database")
+
+// Authority returns the authority that core.auth_api names, unless that is the
+// registry.
 func (n *Node) Authority() (authz.Authorizer, error) {
 	c := n.Config.Core.AuthAPI
 	switch c.Type {
@@ -34,7 +40,7 @@ func (n *Node) Authority() (authz.Authorizer, error) {
 		}
 		return n.ethereum(c.Ethereum, n.Log)
 	case config.AuthRegistry:
-		return nil, errNoRegistry
+		return nil, errRegistryApart
 	default:
 		return nil, fmt.Errorf("core.auth_api.type: unknown type %q", c.Type)
 	}

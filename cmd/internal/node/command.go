@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"teekms/cmd/internal/buildinfo"
@@ -38,8 +39,43 @@ type Program struct {
 	// Ethereum makes the authority that is a contract; nil in a program that
 	// links no client of the chain.
 	Ethereum NewEthereum
+	// Registry opens the authority of type registry with root keys that are not
+	// committed yet; nil in a program that links no database.
+	Registry OpenRegistry
+	// Flags are those that set keys of the configuration.
+	Flags []Flag
+	// Check says what else is wrong with a configuration (optional).
+	Check func(cfg *config.Config) error
 	// Run does the work until ctx ends, with the key directory open.
 	Run func(ctx context.Context, n *Node) error
+}
+
+// Flag is an option of the command line that sets a key.
+type Flag struct {
+	// Name is the option's, Key the path of the key, Usage one line of help.
+	Name, Key, Usage string
+	// Switch marks a key that is true or false.
+	Switch bool
+}
+
+// register adds the option to a command.
+func (f Flag) register(flags *pflag.FlagSet) {
+	if f.Switch {
+		flags.Bool(f.Name, false, f.Usage)
+		return
+	}
+	flags.String(f.Name, "", f.Usage)
+}
+
+// given returns what the command line sets.
+func (p Program) given(flags *pflag.FlagSet) []config.Flag {
+	var given []config.Flag
+	for _, f := range p.Flags {
+		if flag := flags.Lookup(f.Name); flag != nil && flag.Changed {
+			given = append(given, config.Flag{Name: "--" + f.Name, Path: f.Key, Value: flag.Value.String()})
+		}
+	}
+	return given
 }
 
 // Main runs the program and returns the exit status of the process. A failure
@@ -79,9 +115,14 @@ func (p Program) command() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.Load(path, os.Environ())
+			cfg, err := config.Load(path, os.Environ(), p.given(cmd.Flags())...)
 			if err != nil {
 				return err
+			}
+			if p.Check != nil {
+				if err := p.Check(cfg); err != nil {
+					return err
+				}
 			}
 			if check {
 				return reportCheck(cmd.OutOrStdout(), path, cfg)
@@ -93,6 +134,9 @@ func (p Program) command() *cobra.Command {
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	cmd.Flags().StringVarP(&path, "config", "c", DefaultConfig, "configuration `file`")
 	cmd.Flags().BoolVar(&check, "check", false, "validate the configuration and exit")
+	for _, f := range p.Flags {
+		f.register(cmd.Flags())
+	}
 	_ = cmd.MarkFlagFilename("config", "toml") // fails only for an unknown flag
 	return cmd
 }

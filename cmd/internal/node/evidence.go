@@ -47,29 +47,26 @@ func (e *CertificateEvidence) Extensions(ctx context.Context) ([]pkix.Extension,
 	if bytes.Equal(public, e.public) {
 		return e.extensions, nil
 	}
-	extensions, err := e.node.attestKey(ctx, public)
+	extensions, err := e.node.AttestKey(ctx, public)
 	if err != nil {
 		// %v: what operators know such an error by at a bootstrap is not all
 		// that there is to say here.
 		return nil, fmt.Errorf("making the Evidence of the RPC certificate: %v; "+
 			"core.attest_rpc_cert = false serves without Evidence", err)
 	}
+	e.node.Log.Info("the RPC certificate carries Evidence of this KMS", zap.Int("bytes", len(extensions[0].Value)))
 	e.public, e.extensions = bytes.Clone(public), extensions
 	return extensions, nil
 }
 
-// attestKey has a public key (DER SubjectPublicKeyInfo) quoted.
-func (n *Node) attestKey(ctx context.Context, public []byte) ([]pkix.Extension, error) {
+// AttestKey has a public key (DER SubjectPublicKeyInfo) quoted, and returns the
+// Evidence as a certificate carries it.
+func (n *Node) AttestKey(ctx context.Context, public []byte) ([]pkix.Extension, error) {
 	evidence, err := n.attest(ctx, attest.RATLSReportData(public))
 	if err != nil {
 		return nil, err
 	}
-	extensions, err := ratls.Extensions(evidence, ratls.Gen8)
-	if err != nil {
-		return nil, err
-	}
-	n.Log.Info("the RPC certificate carries Evidence of this KMS", zap.Int("bytes", len(extensions[0].Value)))
-	return extensions, nil
+	return ratls.Extensions(evidence, ratls.Gen8)
 }
 
 // attest makes Evidence and looks whether it is what was asked for.

@@ -42,12 +42,13 @@ type Node struct {
 
 	attestation *attestation
 	ethereum    NewEthereum
+	registry    OpenRegistry
 }
 
 // open makes the logger, says what is unusual about the configuration, and
 // opens attester, trust root and key directory.
 func (p Program) open(cfg *config.Config) (*Node, error) {
-	if cfg.Core.AuthAPI.Type == config.AuthRegistry {
+	if cfg.Core.AuthAPI.Type == config.AuthRegistry && p.Registry == nil {
 		return nil, errNoRegistry
 	}
 	version := buildinfo.Version(p.Version)
@@ -66,7 +67,7 @@ func (p Program) open(cfg *config.Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		Config: cfg, Log: log, TrustRoot: a.root, Version: version, attestation: a, ethereum: p.Ethereum,
+		Config: cfg, Log: log, TrustRoot: a.root, Version: version, attestation: a, ethereum: p.Ethereum, registry: p.Registry,
 		Metrics: observe.NewRegistry(observe.Build{Version: version}),
 	}
 	log.Info("trust root for TDX Evidence", zap.String("sha256", hex.EncodeToString(n.TrustRootSHA256())),

@@ -42,20 +42,12 @@ func (n *Node) Onboard(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var authority authz.Authorizer
-	if n.Config.Names("core.auth_api") {
-		if authority, err = n.Authority(); err != nil {
-			return err
-		}
-	}
-	var self func(context.Context) (authz.BootInfo, error)
-	// The development authority has nothing to ask; without quotes there is
-	// nothing to describe, which is a weakening that was told at start.
-	if n.Config.Core.EnforceSelfAuthorization && n.Config.Core.AuthAPI.Type != config.AuthDev && n.attestation.attester != nil {
-		self = n.Self
+	who, err := n.judges()
+	if err != nil {
+		return err
 	}
 	service, err := onboard.New(onboard.Config{
-		Authorizer: authority, Self: self,
+		Authorizer: who.authority, Self: who.self, Receive: who.receive,
 		Store: n.Keys, Attester: n.attestation.attester, Provider: n.attestation.provider, Verifier: n.attestation.verifier,
 		SetupToken: token, SiteName: n.Config.Core.SiteName, Version: n.Version, InsecureSettings: n.Config.InsecureSettings(),
 		PeerTimeout: peerTime, AttestTimeout: n.Config.Core.Attestation.Timeout, Now: time.Now, Log: n.Log,
@@ -68,6 +60,33 @@ func (n *Node) Onboard(ctx context.Context) error {
 		return n.autoBootstrap(ctx, service)
 	}
 	return n.serveOnboarding(ctx, service)
+}
+
+// judges are who decides during onboarding.
+type judges struct {
+	authority authz.Authorizer
+	self      func(context.Context) (authz.BootInfo, error)
+	receive   func(context.Context, onboard.Received) error
+}
+
+// judges returns those that the configuration names: none where it names no
+// authority.
+func (n *Node) judges() (j judges, err error) {
+	c := n.Config.Core
+	// The development authority has nothing to ask; without quotes there is
+	// nothing to describe, which is a weakening that was told at start.
+	if c.EnforceSelfAuthorization && c.AuthAPI.Type != config.AuthDev && n.attestation.attester != nil {
+		j.self = n.Self
+	}
+	switch {
+	case !n.Config.Names("core.auth_api"):
+	case c.AuthAPI.Type == config.AuthRegistry:
+		n.Log.Info("the registry belongs to root keys that do not exist yet: a bootstrap does not ask it, releases do")
+		j.receive = receiver{Node: n, self: j.self}.receive
+	default:
+		j.authority, err = n.Authority()
+	}
+	return j, err
 }
 
 // autoBootstrap bootstraps for the configured domain. A signal does not end a
@@ -121,6 +140,7 @@ func (n *Node) serveOnboarding(ctx context.Context, service *onboard.Service) er
 		}
 	}()
 	n.Log.Info("Onboarding service has launched from http://" + listener.Addr().String())
+	n.Notify("READY=1", "STATUS=Waiting for setup at "+listener.Addr().String())
 	err = serve.Run(ctx, serve.Config{Listener: listener, Handler: handler, Limits: connections, Log: n.Log})
 	select {
 	case <-service.Finished():
