@@ -23,6 +23,7 @@ func run() int {
 	defer stop()
 	return cli.Run(ctx, cli.Environment{
 		Args:    os.Args[1:],
+		Stdin:   os.Stdin,
 		Stdout:  os.Stdout,
 		Stderr:  os.Stderr,
 		Getenv:  os.Getenv,

@@ -19,10 +19,14 @@ import (
 	"teekms/cmd/kmsctl/internal/terminal"
 )
 
-// Environment is what the tool has of the world. All of it is required.
+// Environment is what the tool has of the world. All of it but Stdin is
+// required.
 type Environment struct {
 	// Args are the arguments without the name of the program.
 	Args []string
+	// Stdin holds the secret of a file named "-", and answers prompts where it is
+	// a terminal; nil holds nothing.
+	Stdin io.Reader
 	// Stdout gets results, Stderr the one line that says why there are none.
 	Stdout, Stderr io.Writer
 	// Getenv reads the process environment.
@@ -34,6 +38,13 @@ type Environment struct {
 }
 
 func (e Environment) printer() *terminal.Printer { return terminal.New(e.Stdout, e.Getenv) }
+
+func (e Environment) stdin() io.Reader {
+	if e.Stdin == nil {
+		return strings.NewReader("")
+	}
+	return e.Stdin
+}
 
 // writeJSON writes v as one document.
 func (e Environment) writeJSON(v any) error {
@@ -66,7 +77,7 @@ func Run(ctx context.Context, env Environment) int {
 	if err == nil {
 		return status.OK
 	}
-	fmt.Fprintf(env.Stderr, "Error: %s\n", terminal.Printable(oneLine(err.Error()))) //nolint:errcheck // there is no one left to tell
+	fmt.Fprintf(env.Stderr, "%s: %s\n", prefixOf(cmd), terminal.Printable(oneLine(err.Error()))) //nolint:errcheck // there is no one left to tell
 	code := status.Of(err)
 	path := cmd.CommandPath()
 	if ue, ok := errors.AsType[*usageError](err); ok {
@@ -111,7 +122,7 @@ was expected, 6 no valid collateral is to be had.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{cmd.CommandPath(), err}
 	})
-	root.AddCommand(newVerify(env), newMeta(env), newBootstrap(env), newOnboard(env), newFinish(env), newApp(env), newSimulator(env), newDemo(env))
+	root.AddCommand(newVerify(env), newMeta(env), newBootstrap(env), newOnboard(env), newFinish(env), newBootstrapStart(env), newApp(env), newSimulator(env), newDemo(env))
 	// The built-in commands remember the streams of the moment.
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
