@@ -66,7 +66,7 @@ func (g *Group) Shared(tb testing.TB, kind Kind) *Server {
 	}
 	start, ok := g.shared[kind]
 	if !ok {
-		start = sync.OnceValues(func() (*Server, error) { return g.start(kind, "shared-"+string(kind), Options{}) })
+		start = sync.OnceValues(func() (*Server, error) { return g.New(kind, Options{}) })
 		g.shared[kind] = start
 	}
 	g.mu.Unlock()
@@ -80,12 +80,30 @@ func (g *Group) Shared(tb testing.TB, kind Kind) *Server {
 // Own starts a server for one test, which may kill it. It ends with the test.
 func (g *Group) Own(tb testing.TB, kind Kind, o Options) *Server {
 	tb.Helper()
-	s, err := g.start(kind, fmt.Sprintf("%s-%016x", kind, rand.Uint64()), o) //nolint:gosec // a name, not a secret
+	s, err := g.New(kind, o)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(s.Kill)
 	return s
+}
+
+// New starts a server that ends with the group.
+func (g *Group) New(kind Kind, o Options) (*Server, error) {
+	s, err := g.prepare(kind, fmt.Sprintf("%s-%016x", kind, rand.Uint64()), o) //nolint:gosec // a name, not a secret
+	if err != nil {
+		return nil, fmt.Errorf("preparing %s: %w", kind, err)
+	}
+	// Another program may take a port in between; then others are tried.
+	for range 3 {
+		if s.port, s.tlsPort, err = ports(kind); err != nil {
+			return nil, err
+		}
+		if err = s.Start(); err == nil {
+			return s, nil
+		}
+	}
+	return nil, err
 }
 
 // Stop ends all servers and removes their directory.
@@ -105,24 +123,6 @@ func (g *Group) Stop() error {
 		return fmt.Errorf("ending the watchdog of the servers: %w", err)
 	}
 	return nil
-}
-
-// start makes a server and starts it. Another program may take a port in
-// between; then others are tried.
-func (g *Group) start(kind Kind, name string, o Options) (*Server, error) {
-	s, err := g.prepare(kind, name, o)
-	if err != nil {
-		return nil, fmt.Errorf("preparing %s: %w", kind, err)
-	}
-	for range 3 {
-		if s.port, s.tlsPort, err = ports(kind); err != nil {
-			return nil, err
-		}
-		if err = s.Start(); err == nil {
-			return s, nil
-		}
-	}
-	return nil, err
 }
 
 // prepare makes the directory of a server, with data in it.

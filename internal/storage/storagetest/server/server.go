@@ -87,7 +87,13 @@ type driver interface {
 }
 
 // URL reaches a database of the server without TLS. It holds the password.
-func (s *Server) URL(database string) string { return s.url(s.scheme(false), s.port, database, "") }
+func (s *Server) URL(database string) string {
+	query := ""
+	if s.Kind == PostgreSQL {
+		query = "sslmode=disable"
+	}
+	return s.url(s.scheme(false), s.port, database, query)
+}
 
 // TLSURL reaches a database of the server with TLS, whose certificate is checked
 // against [Server.CAFile].
@@ -97,7 +103,7 @@ func (s *Server) TLSURL(database string) string {
 	case PostgreSQL:
 		query = "sslmode=verify-full"
 	case MariaDB:
-		query = "tls=true"
+		query = "ssl-mode=VERIFY_IDENTITY"
 	case Redis:
 	}
 	return s.url(s.scheme(true), s.tlsPort, database, query)
