@@ -1,0 +1,86 @@
+// Package pkcs12 opens the PKCS#12 files that hold the certificate of an HTTPS
+// port and its key (docs/configuration.md#pkcs12).
+//
+// Such a file comes from outside and says itself how much work it takes to open
+// it: [CheckShape] walks it without deriving a key, and [Open] does nothing
+// before that.
+package pkcs12
+
+import (
+	"crypto/tls"
+	"errors"
+	"strings"
+	"time"
+
+	gopkcs12 "software.sslmate.com/src/go-pkcs12"
+
+	"teekms/internal/keys"
+)
+
+// MaxSize bounds a file, in bytes.
+const MaxSize = 256 << 10
+
+// Error says why a file is refused. Its text is for who sent the file and
+// repeats nothing of it but names of algorithms.
+type Error struct {
+	// Reason is the text behind "PKCS#12: ".
+	Reason string
+	// Err is the cause, for the log; it may be nil.
+	Err error
+}
+
+// Error returns "PKCS#12: REASON".
+func (e *Error) Error() string { return "PKCS#12: " + e.Reason }
+
+func (e *Error) Unwrap() error { return e.Err }
+
+func refused(reason string) error { return &Error{Reason: reason} }
+
+// ErrPassword says that the file opens with another password, or was changed.
+var ErrPassword = errors.New("wrong password, or the file was changed")
+
+// Open opens a file and returns what a TLS server serves: the one key in it, its
+// certificate, and the chain in order, without the root. The warnings are
+// sentences for the operator. Errors are of type [*Error].
+func Open(data []byte, password keys.Secret, now time.Time) (tls.Certificate, []string, error) {
+	if err := checkFile(data, password.Len() == 0); err != nil {
+		return tls.Certificate{}, nil, err
+	}
+	key, leaf, others, err := gopkcs12.DecodeChain(data, string(password.Bytes()))
+	if err != nil {
+		return tls.Certificate{}, nil, opening(err)
+	}
+	return serverCertificate(key, leaf, others, now)
+}
+
+// opening gives the errors of the library texts of our own: some of them show
+// its insides.
+func opening(err error) error {
+	text := err.Error()
+	reason := "its contents cannot be read"
+	switch {
+	case errors.Is(err, gopkcs12.ErrIncorrectPassword):
+		return &Error{Reason: ErrPassword.Error(), Err: errors.Join(ErrPassword, err)}
+	case errors.Is(err, gopkcs12.ErrDecryption):
+		reason = "it cannot be decrypted with this password"
+	case strings.Contains(text, "no MAC in data"):
+		reason = reasonNoMAC
+	case strings.Contains(text, "exactly one key bag"):
+		reason = "it holds several keys: export the one of the server"
+	case strings.Contains(text, "private key missing"):
+		reason = "it holds no private key"
+	case strings.Contains(text, "certificate missing"):
+		reason = "it holds no certificate"
+	case strings.Contains(text, "unsupported elliptic curve"), strings.Contains(text, "unknown elliptic curve"):
+		reason = "its key is on an elliptic curve that is not supported: want P-256 or P-384"
+	case strings.Contains(text, "is not supported"), strings.Contains(text, "are supported"), strings.Contains(text, "can only decode"):
+		reason = "it uses an algorithm that is not supported"
+	case strings.Contains(text, "items in the authenticated safe"):
+		reason = "it has more than two parts"
+	case strings.Contains(text, "x509:"):
+		reason = "its certificate or its key cannot be read"
+	}
+	return &Error{Reason: reason, Err: err}
+}
+
+const reasonNoMAC = "it has no MAC, so nothing tells whether it was changed: export it anew with one"

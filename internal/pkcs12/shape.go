@@ -1,0 +1,318 @@
+package pkcs12
+
+import (
+	"encoding/asn1"
+	"fmt"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+)
+
+// Bounds of the work that a file may ask for.
+const (
+	// MaxIterations bounds one iteration count. Tools write 1 to 600,000.
+	MaxIterations = 2_000_000
+	// maxWork bounds their sum over the file.
+	maxWork = 3 * MaxIterations
+	// maxSalt bounds a salt, in bytes.
+	maxSalt = 1024
+	// maxDepth bounds how deep bags nest; in files from tools none does.
+	maxDepth = 4
+	// maxBags bounds the bags of a file.
+	maxBags = 64
+)
+
+// Object identifiers: RFC 7292 §4 and appendices, RFC 8018 appendices.
+//
+//nolint:gochecknoglobals // constants in all but name
+var (
+	oidData      = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}
+	oidEncrypted = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 6}
+
+	oidShroudedKey  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 10, 1, 2}
+	oidSafeContents = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 10, 1, 6}
+
+	oid3DES   = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1, 3}
+	oidRC2128 = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1, 5}
+	oidRC240  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1, 6}
+	oidPBES2  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 13}
+	oidPBMAC1 = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 14}
+	oidPBKDF2 = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 12}
+	oidScrypt = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11591, 4, 11}
+)
+
+const reasonDER = "it is not a PKCS#12 file in DER"
+
+// CheckShape tells whether data has the form of a PKCS#12 file that can be
+// opened with bounded work. No key is derived, so nothing that is encrypted is
+// looked at. Errors are of type [*Error].
+func CheckShape(data []byte) error { return checkFile(data, false) }
+
+// checkFile is CheckShape; with strict, a file without a MAC is refused too,
+// which the library would open under an empty password.
+func checkFile(data []byte, strict bool) error {
+	switch {
+	case len(data) == 0:
+		return refused("it is empty")
+	case len(data) > MaxSize:
+		return refused(fmt.Sprintf("it is larger than %d bytes", MaxSize))
+	}
+	w := &walker{}
+	if err := w.file(data); err != nil {
+		return err
+	}
+	if strict && !w.authenticated {
+		return refused(reasonNoMAC)
+	}
+	return nil
+}
+
+// walker goes through a file and adds up the work that it asks for.
+type walker struct {
+	work, bags    int
+	authenticated bool
+}
+
+// file reads a PFX:
+//
+//	SEQUENCE { version INTEGER, authSafe ContentInfo, macData MacData OPTIONAL }
+func (w *walker) file(data []byte) error {
+	input := cryptobyte.String(data)
+	var pfx, content cryptobyte.String
+	var version int
+	var id asn1.ObjectIdentifier
+	if !input.ReadASN1(&pfx, cbasn1.SEQUENCE) || !pfx.ReadASN1Integer(&version) {
+		return refused(reasonDER)
+	}
+	if !input.Empty() {
+		return refused("something follows the PKCS#12 file")
+	}
+	if version != 3 {
+		return refused("it is not of version 3")
+	}
+	if !readContentInfo(&pfx, &id, &content) {
+		return refused(reasonDER)
+	}
+	if !id.Equal(oidData) {
+		return refused("it is protected by a public key: export it under a password")
+	}
+	var safe, contents cryptobyte.String
+	if !content.ReadASN1(&safe, cbasn1.OCTET_STRING) || !content.Empty() ||
+		!safe.ReadASN1(&contents, cbasn1.SEQUENCE) || !safe.Empty() {
+		return refused(reasonDER)
+	}
+	if !pfx.Empty() {
+		if err := w.mac(&pfx); err != nil {
+			return err
+		}
+	}
+	for !contents.Empty() {
+		if err := w.safe(&contents); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readContentInfo reads SEQUENCE { contentType OID, content [0] ANY }.
+func readContentInfo(from *cryptobyte.String, id *asn1.ObjectIdentifier, content *cryptobyte.String) bool {
+	var info cryptobyte.String
+	return from.ReadASN1(&info, cbasn1.SEQUENCE) && info.ReadASN1ObjectIdentifier(id) &&
+		info.ReadASN1(content, cbasn1.Tag(0).ContextSpecific().Constructed()) && info.Empty()
+}
+
+// mac reads SEQUENCE { mac DigestInfo, macSalt OCTET STRING, iterations INTEGER
+// DEFAULT 1 }, which ends the file.
+func (w *walker) mac(pfx *cryptobyte.String) error {
+	var mac, digest, value, salt cryptobyte.String
+	if !pfx.ReadASN1(&mac, cbasn1.SEQUENCE) || !pfx.Empty() ||
+		!mac.ReadASN1(&digest, cbasn1.SEQUENCE) {
+		return refused(reasonDER)
+	}
+	algorithm, ok := readAlgorithm(&digest)
+	if !ok || !digest.ReadASN1(&value, cbasn1.OCTET_STRING) || !digest.Empty() || !mac.ReadASN1(&salt, cbasn1.OCTET_STRING) {
+		return refused(reasonDER)
+	}
+	w.authenticated = true
+	var err error
+	if mac.Empty() {
+		err = w.count(1, len(salt)) // RFC 7292 §4: DEFAULT 1
+	} else {
+		err = w.iterations(&mac, len(salt), true)
+	}
+	if err != nil {
+		return err
+	}
+	if algorithm.id.Equal(oidPBMAC1) {
+		return w.schemes(algorithm.params)
+	}
+	return nil
+}
+
+// badCount tells an integer that does not fit from a malformed file.
+func (w *walker) badCount(rest cryptobyte.String) error {
+	var raw cryptobyte.String
+	if rest.ReadASN1(&raw, cbasn1.INTEGER) && rest.Empty() {
+		return tooMuch()
+	}
+	return refused(reasonDER)
+}
+
+func tooMuch() error {
+	return refused(fmt.Sprintf("its iteration count is not from 1 to %d", MaxIterations))
+}
+
+// count adds one derivation.
+func (w *walker) count(iterations int64, salt int) error {
+	switch {
+	case iterations < 1 || iterations > MaxIterations:
+		return tooMuch()
+	case salt > maxSalt:
+		return refused(fmt.Sprintf("it has a salt of more than %d bytes", maxSalt))
+	}
+	w.work += int(iterations)
+	if w.work > maxWork {
+		return refused(fmt.Sprintf("its iteration counts add up to more than %d", maxWork))
+	}
+	return nil
+}
+
+// algorithm is an AlgorithmIdentifier.
+type algorithm struct {
+	id     asn1.ObjectIdentifier
+	params cryptobyte.String
+}
+
+func readAlgorithm(from *cryptobyte.String) (algorithm, bool) {
+	var a algorithm
+	var seq cryptobyte.String
+	ok := from.ReadASN1(&seq, cbasn1.SEQUENCE) && seq.ReadASN1ObjectIdentifier(&a.id)
+	a.params = seq
+	return a, ok
+}
+
+// safe reads one ContentInfo of the authenticated safe.
+func (w *walker) safe(contents *cryptobyte.String) error {
+	var id asn1.ObjectIdentifier
+	var content, inner cryptobyte.String
+	if !readContentInfo(contents, &id, &content) {
+		return refused(reasonDER)
+	}
+	switch {
+	case id.Equal(oidData):
+		if !content.ReadASN1(&inner, cbasn1.OCTET_STRING) || !content.Empty() {
+			return refused(reasonDER)
+		}
+		return w.safeContents(&inner, maxDepth)
+	case id.Equal(oidEncrypted):
+		// SEQUENCE { version INTEGER, SEQUENCE { contentType OID, algorithm, [0] content } }
+		var version int
+		var info cryptobyte.String
+		if !content.ReadASN1(&inner, cbasn1.SEQUENCE) || !content.Empty() || !inner.ReadASN1Integer(&version) ||
+			!inner.ReadASN1(&info, cbasn1.SEQUENCE) || !info.ReadASN1ObjectIdentifier(&id) {
+			return refused(reasonDER)
+		}
+		a, ok := readAlgorithm(&info)
+		if !ok {
+			return refused(reasonDER)
+		}
+		return w.encryption(a)
+	}
+	return refused("it is protected by a public key: export it under a password")
+}
+
+// safeContents reads SEQUENCE OF SafeBag, SEQUENCE { bagId OID, value [0] ANY,
+// attributes SET OPTIONAL }.
+func (w *walker) safeContents(from *cryptobyte.String, depth int) error {
+	var bags cryptobyte.String
+	if depth == 0 {
+		return refused("its bags nest too deep")
+	}
+	if !from.ReadASN1(&bags, cbasn1.SEQUENCE) || !from.Empty() {
+		return refused(reasonDER)
+	}
+	for !bags.Empty() {
+		var bag, value, seq cryptobyte.String
+		var id asn1.ObjectIdentifier
+		if !bags.ReadASN1(&bag, cbasn1.SEQUENCE) || !bag.ReadASN1ObjectIdentifier(&id) ||
+			!bag.ReadASN1(&value, cbasn1.Tag(0).ContextSpecific().Constructed()) {
+			return refused(reasonDER)
+		}
+		if w.bags++; w.bags > maxBags {
+			return refused(fmt.Sprintf("it has more than %d bags", maxBags))
+		}
+		switch {
+		case id.Equal(oidSafeContents):
+			if err := w.safeContents(&value, depth-1); err != nil {
+				return err
+			}
+		case id.Equal(oidShroudedKey):
+			if !value.ReadASN1(&seq, cbasn1.SEQUENCE) || !value.Empty() {
+				return refused(reasonDER)
+			}
+			a, ok := readAlgorithm(&seq)
+			if !ok {
+				return refused(reasonDER)
+			}
+			if err := w.encryption(a); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// encryption reads the parameters of a password-based encryption.
+func (w *walker) encryption(a algorithm) error {
+	switch {
+	case a.id.Equal(oid3DES), a.id.Equal(oidRC2128), a.id.Equal(oidRC240):
+		var params, salt cryptobyte.String
+		if !a.params.ReadASN1(&params, cbasn1.SEQUENCE) || !a.params.Empty() || !params.ReadASN1(&salt, cbasn1.OCTET_STRING) {
+			return refused(reasonDER)
+		}
+		return w.iterations(&params, len(salt), true)
+	case a.id.Equal(oidPBES2):
+		return w.schemes(a.params)
+	}
+	return refused("it is encrypted with " + a.id.String() + ", which is not supported: export it with PBES2 and AES")
+}
+
+// iterations reads an iteration count; last says that nothing may follow it.
+func (w *walker) iterations(params *cryptobyte.String, salt int, last bool) error {
+	var n int64
+	rest := *params
+	if !params.ReadASN1Integer(&n) {
+		return w.badCount(rest)
+	}
+	if last && !params.Empty() {
+		return refused(reasonDER)
+	}
+	return w.count(n, salt)
+}
+
+// schemes reads the parameters of PBES2 and PBMAC1: SEQUENCE { kdf, scheme },
+// with PBKDF2 as the former: SEQUENCE { salt OCTET STRING, iterations INTEGER,
+// keyLength INTEGER OPTIONAL, prf DEFAULT hmacWithSHA1 }.
+func (w *walker) schemes(from cryptobyte.String) error {
+	var params, kdfParams, salt cryptobyte.String
+	if !from.ReadASN1(&params, cbasn1.SEQUENCE) || !from.Empty() {
+		return refused(reasonDER)
+	}
+	kdf, ok := readAlgorithm(&params)
+	if !ok {
+		return refused(reasonDER)
+	}
+	switch {
+	case kdf.id.Equal(oidScrypt):
+		return refused("its key is derived with scrypt, which is not supported: export it with PBKDF2")
+	case !kdf.id.Equal(oidPBKDF2):
+		return refused("its key is derived with " + kdf.id.String() + ", which is not supported: export it with PBKDF2")
+	}
+	if _, ok := readAlgorithm(&params); !ok || !params.Empty() {
+		return refused(reasonDER)
+	}
+	if !kdf.params.ReadASN1(&kdfParams, cbasn1.SEQUENCE) || !kdf.params.Empty() || !kdfParams.ReadASN1(&salt, cbasn1.OCTET_STRING) {
+		return refused(reasonDER)
+	}
+	return w.iterations(&kdfParams, len(salt), false)
+}
