@@ -166,7 +166,7 @@ func (*SetDatabaseRequest_SqliteEnc) isSetDatabaseRequest_Database() {}
 // RedisFindex is a database on a Redis server. Every field is required.
 type RedisFindex struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// redis:// or rediss:// URL, at most 4096 bytes.
+	// redis:// or rediss:// URL, at most 8192 bytes.
 	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	// What values and index are encrypted under.
 	MasterPassword string `protobuf:"bytes,2,opt,name=master_password,json=masterPassword,proto3" json:"master_password,omitempty"`
@@ -230,7 +230,7 @@ func (x *RedisFindex) GetFindexLabel() string {
 // PostgreSql is a database on a PostgreSQL server.
 type PostgreSql struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// postgresql:// or postgres:// URL, at most 4096 bytes. Required.
+	// postgresql:// or postgres:// URL, at most 8192 bytes. Required.
 	Url           string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -276,7 +276,7 @@ func (x *PostgreSql) GetUrl() string {
 // MySql is a database on a MySQL or MariaDB server.
 type MySql struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// mysql:// or mariadb:// URL, at most 4096 bytes. Required.
+	// mysql:// or mariadb:// URL, at most 8192 bytes. Required.
 	Url           string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -53,7 +53,7 @@ func (m members) object(data []byte) error {
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return notAn(err, "a JSON object")
+		return notObject(err)
 	}
 	for dec.More() {
 		if err := m.next(dec); err != nil {
@@ -61,7 +61,7 @@ func (m members) object(data []byte) error {
 		}
 	}
 	if _, err := dec.Token(); err != nil { // the closing brace
-		return notAn(err, "a JSON object")
+		return notObject(err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return errors.New("request body: something follows the JSON object")
@@ -78,16 +78,16 @@ func (m members) object(data []byte) error {
 	return nil
 }
 
-// notAn is an error at the top. What encoding/json says of a syntax error holds
+// notObject is an error at the top. What encoding/json says of a syntax error holds
 // one character of the body: too much, where bodies hold passwords.
-func notAn(err error, want string) error {
+func notObject(err error) error {
 	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 		return errors.New("request body: not JSON at byte " + strconv.FormatInt(syntax.Offset, 10))
 	}
 	if err != nil {
 		return errors.New("request body: not JSON, or cut off")
 	}
-	return errors.New("request body: want " + want)
+	return errors.New("request body: want a JSON object")
 }
 
 // next reads one member.
@@ -95,7 +95,7 @@ func (m members) next(dec *json.Decoder) error {
 	key, err := dec.Token()
 	name, isName := key.(string)
 	if err != nil || !isName {
-		return notAn(err, "a JSON object")
+		return notObject(err)
 	}
 	v, known := m[name]
 	switch {
@@ -107,7 +107,7 @@ func (m members) next(dec *json.Decoder) error {
 	v.seen = true
 	value, err := dec.Token()
 	if err != nil {
-		return notAn(err, "a JSON object")
+		return notObject(err)
 	}
 	switch got := value.(type) {
 	case string:

@@ -204,5 +204,5 @@ func write(w http.ResponseWriter, status int, body []byte) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
-	_, _ = w.Write(body) //nolint:gosec // JSON, never to be sniffed; the client may be gone
+	_, _ = w.Write(body) // the client may be gone
 }

@@ -100,6 +100,9 @@ func (s *Server) apply(ctx context.Context, settings Settings) (warnings []strin
 	s.cfg.Log.Info("trying the settings", zap.String("type", string(settings.Database.Type)),
 		zap.Bool("pkcs12", settings.PKCS12.Len() > 0), zap.Bool("clear_database", settings.ClearDatabase),
 		zap.String("by", settings.By.String()))
+	if err := settings.Database.Validate(); err != nil {
+		return nil, err
+	}
 	warnings, err = s.cfg.Apply(ctx, settings)
 	if err != nil && ctx.Err() != nil && !errors.Is(err, storage.ErrUnavailable) {
 		err = &Refusal{Reason: fmt.Sprintf("the settings could not be tried within %s", s.cfg.ApplyTimeout), Err: err}

@@ -33,6 +33,9 @@ func (s *Server) GetStatus(ctx context.Context, _ *provisionv1.GetStatusRequest)
 	if callerOf(ctx).trusted {
 		status.LastError = s.failed
 		status.Database = s.describe()
+		if err := s.now.Database.Validate(); err != nil && status.Database != nil {
+			status.Warnings = append(status.Warnings, "Start will refuse the database: "+hidden(err, secretsOf(&s.now)).Error()+".")
+		}
 	}
 	return status, nil
 }
@@ -51,8 +54,13 @@ func (s *Server) describe() *provisionv1.DatabaseStatus {
 		out.Path = db.Path
 		return out
 	}
-	if endpoint, err := db.Endpoint(); err == nil {
-		out.Host, out.Name, out.Tls = endpoint.Host, endpoint.Database, endpoint.TLS
+	server, named := completed(*db)
+	server.InsecurePlaintext = true // to be shown, not to be connected to
+	if endpoint, err := server.Endpoint(); err == nil {
+		out.Host, out.Tls = endpoint.Host, endpoint.TLS
+		if named {
+			out.Name = endpoint.Database
+		}
 	}
 	return out
 }
