@@ -9,6 +9,7 @@ import (
 
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/gen/kms/v1/kmsv1connect"
+	"teekms/internal/audit"
 	"teekms/internal/osimage"
 	"teekms/internal/rpc"
 	"teekms/internal/serve"
@@ -24,6 +25,8 @@ type imageCache interface {
 type AdminConfig struct {
 	// Images is what ClearImageCache clears. Required.
 	Images imageCache
+	// Audit is the audit log of the database. Required.
+	Audit *audit.Log
 	// ReleaseRoots hands the root keys to the attested peer of ctx; nil where
 	// core.kms_key_release is not "admin".
 	ReleaseRoots func(ctx context.Context, r *kmsv1.GetKmsKeyRequest) (*kmsv1.GetKmsKeyResponse, error)
@@ -34,6 +37,7 @@ type AdminConfig struct {
 // goroutines.
 type Admin struct {
 	images       imageCache
+	audit        *audit.Log
 	releaseRoots func(ctx context.Context, r *kmsv1.GetKmsKeyRequest) (*kmsv1.GetKmsKeyResponse, error)
 }
 
@@ -44,7 +48,7 @@ func NewAdmin(c AdminConfig) (*Admin, error) {
 	if c.Images == nil {
 		return nil, errors.New("making the Admin service: Images is required")
 	}
-	return &Admin{images: c.Images, releaseRoots: c.ReleaseRoots}, nil
+	return &Admin{images: c.Images, audit: c.Audit, releaseRoots: c.ReleaseRoots}, nil
 }
 
 // RPC is the service for serve.NewMux.
@@ -61,8 +65,12 @@ func (a *Admin) RPC() serve.Service {
 // [Credentials.Require] stands before everything on its listener.
 func AdminAccess() rpc.Access {
 	return rpc.Access{
-		kmsv1connect.AdminClearImageCacheProcedure: nil,
-		kmsv1connect.AdminGetKmsKeyProcedure:       nil,
+		kmsv1connect.AdminClearImageCacheProcedure:       nil,
+		kmsv1connect.AdminGetKmsKeyProcedure:             nil,
+		kmsv1connect.AdminListAuditProcedure:             nil,
+		kmsv1connect.AdminGetAuditCheckpointProcedure:    nil,
+		kmsv1connect.AdminProveAuditProcedure:            nil,
+		kmsv1connect.AdminProveAuditConsistencyProcedure: nil,
 	}
 }
 
@@ -75,6 +83,13 @@ func AdminErrors() rpc.Table {
 	return append(rpc.Table{
 		rpc.Is(osimage.ErrCacheKey, connect.CodeInvalidArgument, "invalid cache key"),
 		rpc.Is(errRootsElsewhere, connect.CodePermissionDenied, ""),
+		rpc.Is(errNotOpen, connect.CodeUnavailable, ""),
+		rpc.Is(audit.ErrRange, connect.CodeOutOfRange, ""),
+		rpc.Is(audit.ErrTampered, connect.CodeDataLoss, ""),
+		rpc.Is(audit.ErrRolledBack, connect.CodeDataLoss, ""),
+		rpc.Is(audit.ErrForked, connect.CodeDataLoss, ""),
+		rpc.Is(audit.ErrUnavailable, connect.CodeUnavailable, ""),
+		rpc.Is(audit.ErrClosed, connect.CodeUnavailable, ""),
 	}, Errors()...)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	kmsv1 "teekms/gen/kms/v1"
+	"teekms/internal/audit"
 	"teekms/internal/authz"
 	"teekms/internal/keys"
 	"teekms/internal/rpc"
@@ -41,7 +42,7 @@ func (s *Service) GetAppKey(ctx context.Context, r *kmsv1.GetAppKeyRequest) (*km
 	if err != nil {
 		return nil, err
 	}
-	if err := s.release(ctx, event{kind: releaseAppKey, grant: g}); err != nil {
+	if err := s.release(ctx, event{kind: audit.ReleaseAppKey, grant: g}); err != nil {
 		return nil, err
 	}
 	return response, nil

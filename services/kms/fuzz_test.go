@@ -14,6 +14,7 @@ import (
 
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/internal/attest/simtd"
+	"teekms/internal/audit/audittest"
 	"teekms/internal/keys"
 	"teekms/internal/ratls/csr"
 	"teekms/services/kms"
@@ -28,6 +29,7 @@ func FuzzSignCert(f *testing.F) {
 	w.appraiser = newAppraiser(f, td, nil)
 	service, err := kms.New(kms.Config{
 		Keys: serviceKeys(f, w.roots), Authorizer: w.authority, Images: w.images, Appraiser: w.appraiser, Log: zap.NewNop(),
+		Audit: audittest.NewLog(f, audittest.NewStore()),
 	})
 	if err != nil {
 		f.Fatal(err)

@@ -43,13 +43,13 @@ func (s *Service) decide(ctx context.Context, q question) (*grant, error) {
 		return nil, err
 	}
 	if !decision.Allowed {
-		return nil, denied(withReason("Boot denied", decision.Reason), nil)
+		return nil, s.recordDenial(ctx, q.subject, &info, denied(withReason("Boot denied", decision.Reason), nil))
 	}
 	image, err := s.images.Verify(ctx, osimage.Subject{
 		Claims: q.attested.Claims, Log: q.attested.Log, OSImageHash: info.OSImageHash, VMConfig: info.VMConfig,
 	})
 	if err != nil {
-		return nil, imageRefusal(err)
+		return nil, s.recordDenial(ctx, q.subject, &info, imageRefusal(err))
 	}
 	return &grant{subject: q.subject, info: info, decision: decision, image: image}, nil
 }
@@ -114,7 +114,7 @@ func (s *Service) authorizeSelf(ctx context.Context) error {
 		return err
 	}
 	if !decision.Allowed {
-		return denied(what+": "+withReason("KMS is not allowed", decision.Reason), nil)
+		return s.recordSelfDenial(ctx, info, denied(what+": "+withReason("KMS is not allowed", decision.Reason), nil))
 	}
 	return nil
 }

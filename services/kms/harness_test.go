@@ -17,6 +17,7 @@ import (
 	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/attest/simtd"
 	"teekms/internal/attest/tdx"
+	"teekms/internal/audit/audittest"
 	"teekms/internal/authz"
 	"teekms/internal/keys"
 	"teekms/internal/osimage"
@@ -143,6 +144,7 @@ type world struct {
 	appraiser *ratls.Appraiser
 	limit     *ratls.Limiter
 	registry  *prometheus.Registry
+	store     *audittest.Store
 	service   *kms.Service
 	url, addr string
 }
@@ -221,14 +223,14 @@ func serviceKeys(tb testing.TB, roots *keys.Roots) kms.Keys {
 // configuration.
 func newWorld(tb testing.TB, change ...func(*world)) *world {
 	tb.Helper()
-	w := &world{authority: &authority{}, images: &images{}, registry: prometheus.NewRegistry(), roots: vectorRoots(tb)}
+	w := &world{authority: &authority{}, images: &images{}, registry: prometheus.NewRegistry(), store: audittest.NewStore(), roots: vectorRoots(tb)}
 	w.platform, w.dir = platform(tb)
 	w.config = kms.Config{
 		Keys: serviceKeys(tb, w.roots),
 		Bootstrap: &onboardv1.BootstrapResponse{
 			CaPubkey: fill(91, 2), K256Pubkey: fill(33, 3), Quote: fill(600, 4), Eventlog: []byte(`[{"imr":0}]`),
 		},
-		Authorizer: w.authority, Images: w.images, KMSKeyRelease: kms.ReleasePublic,
+		Authorizer: w.authority, Images: w.images, Audit: audittest.NewLog(tb, w.store), KMSKeyRelease: kms.ReleasePublic,
 		TrustRootSHA256: fill(32, 5), InsecureSettings: []string{"core.auth_api.type = dev"},
 		Log: zap.NewNop(), Metrics: w.registry,
 	}

@@ -25,6 +25,7 @@ import (
 	"teekms/gen/kms/v1/kmsv1connect"
 	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/attest"
+	"teekms/internal/audit"
 	"teekms/internal/authz"
 	"teekms/internal/keys"
 	"teekms/internal/osimage"
@@ -73,6 +74,8 @@ type Config struct {
 	Appraiser appraiser
 	// Images verifies OS images. Required.
 	Images images
+	// Audit records every release before it is answered, and denials. Required.
+	Audit audit.Recorder
 	// Self describes this KMS to the Authorizer, which is asked about it in
 	// every call but GetMeta; nil means that it is not asked.
 	Self func(ctx context.Context) (authz.BootInfo, error)
@@ -103,6 +106,8 @@ type Service struct {
 	authority        authz.Authorizer
 	appraiser        appraiser
 	images           images
+	audit            audit.Recorder
+	denials          *denialBudget
 	self             *self
 	keyRelease       string
 	log              *zap.Logger
@@ -118,6 +123,9 @@ var _ kmsv1connect.KMSHandler = (*Service)(nil)
 func New(c Config) (*Service, error) {
 	if c.Now == nil {
 		c.Now = time.Now //nolint:forbidigo // the default of an injected clock
+	}
+	if c.Audit == nil {
+		c.Audit = unwired{} // until cmd/dstack-kms gives one
 	}
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("making the KMS service: %w", err)
@@ -137,7 +145,7 @@ func New(c Config) (*Service, error) {
 	s := &Service{
 		roots: c.Keys.Roots, rootCertificate: root, rootPEM: string(c.Keys.RootCertificate),
 		tempPEM: string(c.Keys.TempCertificate), tempKey: c.Keys.TempKey, domain: c.Keys.Domain,
-		authority: c.Authorizer, appraiser: c.Appraiser, images: c.Images, self: newSelf(c.Self),
+		authority: c.Authorizer, appraiser: c.Appraiser, images: c.Images, audit: c.Audit, denials: newDenialBudget(c.Now), self: newSelf(c.Self),
 		keyRelease: c.KMSKeyRelease, log: c.Log, metrics: m, now: c.Now,
 	}
 	s.meta.fixed = proto.CloneOf(&kmsv1.GetMetaResponse{
@@ -145,6 +153,12 @@ func New(c Config) (*Service, error) {
 		TrustRootSha256: c.TrustRootSHA256, InsecureSettings: c.InsecureSettings,
 	})
 	return s, nil
+}
+
+type unwired struct{}
+
+func (unwired) Append(context.Context, audit.Event) (audit.Receipt, error) {
+	return audit.Receipt{}, nil
 }
 
 func (c *Config) check() error {

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	kmsv1 "teekms/gen/kms/v1"
+	"teekms/internal/audit"
 	"teekms/internal/authz"
 )
 
@@ -54,7 +55,7 @@ func (s *Service) releaseRoots(ctx context.Context, r *kmsv1.GetKmsKeyRequest) (
 	if err != nil {
 		return nil, err
 	}
-	if err := s.release(ctx, event{kind: releaseRootKeys, grant: g}); err != nil {
+	if err := s.release(ctx, event{kind: audit.ReleaseRootKeys, grant: g}); err != nil {
 		return nil, err
 	}
 	return &kmsv1.GetKmsKeyResponse{

@@ -60,6 +60,7 @@ func TestReleasesAreLoggedAndCounted(t *testing.T) {
 	}
 	want := map[string]float64{
 		"dstack_kms_attestation_requests_total": 6, "dstack_kms_attestation_failures_total": 2,
+		"teekms_denials_unrecorded_total":              0,
 		"teekms_releases_total{app_key,allowlist}":     2,
 		"teekms_releases_total{root_keys,allowlist}":   1,
 		"teekms_releases_total{certificate,allowlist}": 1,

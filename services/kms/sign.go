@@ -14,6 +14,7 @@ import (
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/internal/attest"
 	"teekms/internal/attest/eventlog"
+	"teekms/internal/audit"
 	"teekms/internal/authz"
 	"teekms/internal/keys"
 	"teekms/internal/ratls"
@@ -157,7 +158,7 @@ func (s *Service) issue(ctx context.Context, r *csr.Request, public *ecdsa.Publi
 	if err != nil {
 		return nil, fmt.Errorf("reading the certificate back: %w", err)
 	}
-	if err := s.release(ctx, event{kind: releaseCertificate, grant: g, serial: parsed.SerialNumber.Text(16)}); err != nil {
+	if err := s.release(ctx, event{kind: audit.Certificate, grant: g, certificate: parsed}); err != nil {
 		return nil, err
 	}
 	return &kmsv1.SignCertResponse{CertificateChain: []string{
