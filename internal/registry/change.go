@@ -162,3 +162,59 @@ func (c Change) normalize() (Change, error) {
 	c.Edits = edits
 	return c, nil
 }
+
+// Diff returns the edits that make want of have, both in canonical form. What is
+// removed comes first: a part of the edits never allows what neither of the two
+// does.
+func Diff(have, want []Rule) []Edit {
+	keep, gateway := map[Rule]bool{}, false
+	for _, r := range want {
+		keep[r] = true
+		gateway = gateway || r.Kind == Gateway
+	}
+	there, gone := map[Rule]bool{}, map[string]bool{}
+	for _, r := range have {
+		there[r] = true
+		if r.Kind == App && !keep[r] {
+			gone[r.Value] = true
+		}
+	}
+	var edits []Edit
+	for _, r := range have {
+		// These go with their application, and with the new gateway.
+		implied := r.Subject != "" && gone[r.Subject] || r.Kind == Gateway && gateway
+		if !keep[r] && !implied {
+			edits = append(edits, Edit{Remove, r})
+		}
+	}
+	for _, r := range want {
+		if !there[r] {
+			edits = append(edits, Edit{Add, r})
+		}
+	}
+	return edits
+}
+
+// Split cuts edits into changes that are not too large.
+func Split(edits []Edit) [][]Edit {
+	var parts [][]Edit
+	begin, size := 0, 0
+	for i, e := range edits {
+		n := 1
+		switch {
+		case e.Op == Add && e.Rule.Kind == Gateway:
+			n = 2
+		case e.Op == Remove && e.Rule.Kind == App:
+			n = 3
+		}
+		if size+n > MaxEdits {
+			parts = append(parts, edits[begin:i])
+			begin, size = i, 0
+		}
+		size += n
+	}
+	if begin < len(edits) {
+		parts = append(parts, edits[begin:])
+	}
+	return parts
+}
