@@ -61,11 +61,13 @@ func TestParseAuthConfig(t *testing.T) {
 		},
 		{
 			"nothing may boot anywhere", `{"allowedTcbStatuses": [], "kms": {}, "apps": {"a1": {}}}`,
-			[]string{"app a1"}, nil,
+			[]string{"app a1"},
+			nil,
 		},
 		{
 			"any device said so", `{"allowedTcbStatuses": [], "kms": {"allowAnyDevice": true}, "apps": {"a1": {"allowAnyDevice": true}}}`,
-			[]string{"app a1", "app_device a1 any", "kms_device any"}, nil,
+			[]string{"app a1", "app_device a1 any", "kms_device any"},
+			nil,
 		},
 	}
 	for _, tt := range tests {
@@ -147,18 +149,21 @@ func TestFormatNeverAllowsMore(t *testing.T) {
 	}{
 		{"nothing", nil, nil, nil},
 		{
-			"all that can be said", []string{
+			"all that can be said",
+			[]string{
 				"advisory INTEL-SA-00837", "app a1", "app a2", "app_compose a1 h5", "app_device a1 h6", "app_device a2 any",
 				"gateway a9", "kms h3", "kms_device h4", "kms_device any", "os_image h1", "tcb_status UpToDate",
 			},
 			[]string{
 				"advisory INTEL-SA-00837", "app a1", "app a2", "app_compose a1 h5", "app_device a1 h6", "app_device a2 any",
 				"gateway a9", "kms h3", "kms_device h4", "kms_device any", "os_image h1", "tcb_status UpToDate",
-			}, nil,
+			},
+			nil,
 		},
 		{"any gateway", []string{"gateway any"}, []string{"gateway any"}, nil},
 		{
-			"any", []string{"tcb_status any", "advisory any", "os_image any", "kms any", "app a1", "app_compose a1 any", "app_device a1 any"},
+			"any",
+			[]string{"tcb_status any", "advisory any", "os_image any", "kms any", "app a1", "app_compose a1 any", "app_device a1 any"},
 			[]string{"app a1", "app_device a1 any"},
 			[]string{
 				"advisory: any is left out, the file has no word for it", "app_compose of a1: any is left out, the file has no word for it",
@@ -167,14 +172,18 @@ func TestFormatNeverAllowsMore(t *testing.T) {
 			},
 		},
 		{
-			"no device", []string{"kms h1", "app a1", "app_compose a1 h2"}, []string{"app a1"},
+			"no device",
+			[]string{"kms h1", "app a1", "app_compose a1 h2"},
+			[]string{"app a1"},
 			[]string{
 				"all KMS measurements are left out: no device is allowed, and without one the file would allow any",
 				"all compose hashes of a1 are left out: no device is allowed, and without one the file would allow any",
 			},
 		},
 		{
-			"an application that is not registered", []string{"app_compose a1 h1", "app_device a1 any"}, nil,
+			"an application that is not registered",
+			[]string{"app_compose a1 h1", "app_device a1 any"},
+			nil,
 			[]string{
 				"app_compose h1 of a1 is left out: the application is not registered",
 				"app_device any of a1 is left out: the application is not registered",

@@ -127,13 +127,17 @@ func TestNormalize(t *testing.T) {
 		{"canonical form", []registry.Edit{{Op: registry.Add, Rule: registry.Rule{Kind: registry.OSImage, Value: "0x" + strings.ToUpper(h)}}}, []string{"add os_image " + h}, ""},
 		{"a gateway takes the place of the old one", []registry.Edit{{Op: registry.Add, Rule: registry.Rule{Kind: registry.Gateway, Value: "any"}}}, []string{"remove_all gateway", "add gateway any"}, ""},
 		{
-			"an application goes with its rules", []registry.Edit{{Op: registry.Remove, Rule: registry.Rule{Kind: registry.App, Value: a}}},
-			[]string{"remove app " + a, "remove_all app_compose " + a, "remove_all app_device " + a}, "",
+			"an application goes with its rules",
+			[]registry.Edit{{Op: registry.Remove, Rule: registry.Rule{Kind: registry.App, Value: a}}},
+			[]string{"remove app " + a, "remove_all app_compose " + a, "remove_all app_device " + a},
+			"",
 		},
 		{
 			"the same twice", []registry.Edit{
-				{Op: registry.Remove, Rule: registry.Rule{Kind: registry.OSImage, Value: h}}, {Op: registry.RemoveAll, Rule: registry.Rule{Kind: registry.OSImage}},
-				{Op: registry.Remove, Rule: registry.Rule{Kind: registry.OSImage, Value: "0x" + h}}, {Op: registry.Add, Rule: registry.Rule{Kind: registry.OSImage, Value: h}},
+				{Op: registry.Remove, Rule: registry.Rule{Kind: registry.OSImage, Value: h}},
+				{Op: registry.RemoveAll, Rule: registry.Rule{Kind: registry.OSImage}},
+				{Op: registry.Remove, Rule: registry.Rule{Kind: registry.OSImage, Value: "0x" + h}},
+				{Op: registry.Add, Rule: registry.Rule{Kind: registry.OSImage, Value: h}},
 				{Op: registry.Remove, Rule: registry.Rule{Kind: registry.OSImage, Value: h}},
 			}, []string{"remove os_image " + h, "remove_all os_image", "add os_image " + h, "remove os_image " + h}, "",
 		},
