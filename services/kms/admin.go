@@ -10,6 +10,7 @@ import (
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/gen/kms/v1/kmsv1connect"
 	"teekms/internal/audit"
+	"teekms/internal/registry"
 	"teekms/internal/osimage"
 	"teekms/internal/rpc"
 	"teekms/internal/serve"
@@ -21,12 +22,23 @@ type imageCache interface {
 	ClearCache(ctx context.Context, imageHash, configHash string) error
 }
 
+// policyRegistry is the policy registry; *registry.Policy is one.
+type policyRegistry interface {
+	Update(ctx context.Context, c registry.Change) (registry.Receipt, error)
+	List(ctx context.Context, q registry.Query) ([]registry.Entry, error)
+	Explain(ctx context.Context, w registry.Workload) (registry.Explanation, error)
+	Revision(ctx context.Context) (uint64, error)
+}
+
 // AdminConfig configures an [Admin].
 type AdminConfig struct {
 	// Images is what ClearImageCache clears. Required.
 	Images imageCache
 	// Audit is the audit log of the database. Required.
 	Audit *audit.Log
+	// Registry is the policy registry of the database, which administrators
+	// change whether it is the authority or not; nil where there is none.
+	Registry policyRegistry
 	// ReleaseRoots hands the root keys to the attested peer of ctx; nil where
 	// core.kms_key_release is not "admin".
 	ReleaseRoots func(ctx context.Context, r *kmsv1.GetKmsKeyRequest) (*kmsv1.GetKmsKeyResponse, error)
@@ -38,6 +50,7 @@ type AdminConfig struct {
 type Admin struct {
 	images       imageCache
 	audit        *audit.Log
+	registry     policyRegistry
 	releaseRoots func(ctx context.Context, r *kmsv1.GetKmsKeyRequest) (*kmsv1.GetKmsKeyResponse, error)
 }
 
@@ -48,7 +61,7 @@ func NewAdmin(c AdminConfig) (*Admin, error) {
 	if c.Images == nil {
 		return nil, errors.New("making the Admin service: Images is required")
 	}
-	return &Admin{images: c.Images, audit: c.Audit, releaseRoots: c.ReleaseRoots}, nil
+	return &Admin{images: c.Images, audit: c.Audit, registry: c.Registry, releaseRoots: c.ReleaseRoots}, nil
 }
 
 // RPC is the service for serve.NewMux.
@@ -67,6 +80,9 @@ func AdminAccess() rpc.Access {
 	return rpc.Access{
 		kmsv1connect.AdminClearImageCacheProcedure:       nil,
 		kmsv1connect.AdminGetKmsKeyProcedure:             nil,
+		kmsv1connect.AdminUpdateRegistryProcedure:        nil,
+		kmsv1connect.AdminListRegistryProcedure:          nil,
+		kmsv1connect.AdminExplainRegistryProcedure:       nil,
 		kmsv1connect.AdminListAuditProcedure:             nil,
 		kmsv1connect.AdminGetAuditCheckpointProcedure:    nil,
 		kmsv1connect.AdminProveAuditProcedure:            nil,
@@ -80,7 +96,7 @@ var errRootsElsewhere = errors.New("root keys are not released here: core.kms_ke
 
 // AdminErrors maps the errors of the Admin service.
 func AdminErrors() rpc.Table {
-	return append(rpc.Table{
+	return append(append(rpc.Table{
 		rpc.Is(osimage.ErrCacheKey, connect.CodeInvalidArgument, "invalid cache key"),
 		rpc.Is(errRootsElsewhere, connect.CodePermissionDenied, ""),
 		rpc.Is(errNotOpen, connect.CodeUnavailable, ""),
@@ -90,7 +106,7 @@ func AdminErrors() rpc.Table {
 		rpc.Is(audit.ErrForked, connect.CodeDataLoss, ""),
 		rpc.Is(audit.ErrUnavailable, connect.CodeUnavailable, ""),
 		rpc.Is(audit.ErrClosed, connect.CodeUnavailable, ""),
-	}, Errors()...)
+	}, registryErrors()...), Errors()...)
 }
 
 // ClearImageCache forgets downloaded images and measurements computed from

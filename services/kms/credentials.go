@@ -3,6 +3,7 @@ package kms
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
@@ -135,14 +136,31 @@ func (c *Credentials) readHtpasswd(text []byte) error {
 // the htpasswd file.
 func (c *Credentials) Require(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if c.admit(r) {
-			next.ServeHTTP(w, r)
+		if operator, ok := c.admit(r); ok {
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), operatorKey{}, operator)))
 			return
 		}
 		w.Header().Set("WWW-Authenticate", adminChallenge)
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusUnauthorized)
 	})
+}
+
+type operatorKey struct{}
+
+// The operators that have no name.
+const (
+	operatorToken = "token"
+	operatorNone  = "no credential"
+)
+
+// operatorOf says who calls, for the audit log: the user of the htpasswd file, or
+// that the token was shown, or that nothing was asked for.
+func operatorOf(ctx context.Context) string {
+	if operator, ok := ctx.Value(operatorKey{}).(string); ok {
+		return operator
+	}
+	return operatorNone
 }
 
 // attempt is what a request shows.
@@ -181,12 +199,12 @@ func attemptOf(r *http.Request) (a attempt, shown bool) {
 	return a, true
 }
 
-// admit tells whether a request holds a right credential. Once the wrong tries
-// of the last second are too many, none is looked at.
-func (c *Credentials) admit(r *http.Request) bool {
+// admit tells whether a request holds a right credential, and whose. Once the
+// wrong tries of the last second are too many, none is looked at.
+func (c *Credentials) admit(r *http.Request) (operator string, ok bool) {
 	a, shown := attemptOf(r)
 	if !shown {
-		return false
+		return "", false
 	}
 	hash := a.basic && c.hashes != nil
 	if hash {
@@ -196,15 +214,18 @@ func (c *Credentials) admit(r *http.Request) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.now().Sub(c.wrong[0]) < time.Second {
-		return false
+		return "", false
 	}
-	if c.isToken(a.tokens) || hash && c.isPassword(a.name, a.password) {
-		return true
+	if c.isToken(a.tokens) {
+		return operatorToken, true
+	}
+	if hash && c.isPassword(a.name, a.password) {
+		return "user " + a.name, true
 	}
 	copy(c.wrong[:], c.wrong[1:])
 	c.wrong[maxWrongTries-1] = c.now()
 	c.log.Warn("wrong admin credential", zap.String("peer", r.RemoteAddr))
-	return false
+	return "", false
 }
 
 // isToken compares every candidate, so that the time says nothing of which one.
