@@ -208,8 +208,8 @@ func checkEdit(e registry.Edit) error {
 
 func (w *writer) write(ctx context.Context, b audit.Batch) error {
 	if b.Clear {
-		for _, table := range []string{"kms_audit", "kms_rules"} {
-			if err := w.clear(ctx, table); err != nil {
+		for _, query := range []string{"DELETE FROM kms_audit", "DELETE FROM kms_rules"} {
+			if err := w.clear(ctx, query); err != nil {
 				return err
 			}
 		}
@@ -228,24 +228,21 @@ func (w *writer) write(ctx context.Context, b audit.Batch) error {
 	return err
 }
 
-// clear removes all rows of a table, as many at once as can be waited for.
-func (w *writer) clear(ctx context.Context, table string) error {
-	query := "DELETE FROM " + table
-	if w.db.dialect.clearLimit > 0 {
-		query += fmt.Sprintf(" LIMIT %d", w.db.dialect.clearLimit)
+// clear removes rows, as many at once as can be waited for.
+func (w *writer) clear(ctx context.Context, query string, args ...any) error {
+	limit := w.db.dialect.clearLimit
+	if limit > 0 {
+		query += fmt.Sprintf(" LIMIT %d", limit)
 	}
 	for {
 		w.more(clearPatience)
-		result, err := w.tx.ExecContext(ctx, query)
-		if err != nil || w.db.dialect.clearLimit == 0 {
+		result, err := w.tx.ExecContext(ctx, w.db.dialect.rebind(query), args...)
+		if err != nil || limit == 0 {
 			return err
 		}
 		n, err := result.RowsAffected()
-		if err != nil {
+		if err != nil || n < limit {
 			return err
-		}
-		if n < int64(w.db.dialect.clearLimit) {
-			return nil
 		}
 	}
 }
@@ -328,9 +325,7 @@ func (w *writer) add(ctx context.Context, edits []registry.Edit, revision uint64
 
 func (w *writer) remove(ctx context.Context, e registry.Edit) error {
 	if e.Op == registry.RemoveAll {
-		w.more(clearPatience)
-		_, err := w.tx.ExecContext(ctx, w.db.dialect.rebind("DELETE FROM kms_rules WHERE kind = ? AND subject = ?"), string(e.Rule.Kind), e.Rule.Subject)
-		return err
+		return w.clear(ctx, "DELETE FROM kms_rules WHERE kind = ? AND subject = ?", string(e.Rule.Kind), e.Rule.Subject)
 	}
 	_, err := w.exec(ctx, "DELETE FROM kms_rules WHERE kind = ? AND subject = ? AND value = ?", string(e.Rule.Kind), e.Rule.Subject, e.Rule.Value)
 	return err

@@ -25,7 +25,7 @@ type dialect struct {
 	after     string
 	afterArgs func(subject, value string) []any
 	// clearLimit bounds the rows that one statement deletes; 0 is no bound.
-	clearLimit int
+	clearLimit int64
 	// tables counts the tables of a name that an unqualified name reaches.
 	tables string
 	// write are the options of a transaction that writes, snapshot of one that

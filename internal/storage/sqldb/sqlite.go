@@ -170,17 +170,27 @@ func makeFile(dir string, encrypted bool) (file string, warnings []string, err e
 		// A file that is cut off in its first page would be taken for an empty one.
 		return "", nil, fmt.Errorf("%w: the size of %q is not a multiple of %d bytes", storage.ErrWrongKey, file, pageSize)
 	}
-	f, err := os.OpenFile(file, os.O_RDWR|unix.O_NOFOLLOW, 0)
-	if err != nil {
+	if err := touch(file, 0); err != nil {
 		return "", nil, fmt.Errorf("the database cannot be written: %w", err)
 	}
-	if err := f.Close(); err != nil {
-		return "", nil, fmt.Errorf("closing the database: %w", err)
+	// SQLite would make it with the mode that the umask leaves; its log gets that of
+	// the database.
+	if err := touch(file+"-shm", os.O_CREATE); err != nil {
+		return "", nil, fmt.Errorf("the index of the database's log cannot be written: %w", err)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		warnings = append(warnings, fmt.Sprintf("others than its owner have access to the database %q: its mode is %#o", file, mode))
 	}
 	return file, append(warnings, networkFile(dir)...), nil
+}
+
+// touch opens a file for writing and closes it.
+func touch(file string, flags int) error {
+	f, err := os.OpenFile(file, os.O_RDWR|unix.O_NOFOLLOW|flags, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 func createFile(dir, file string) error {
