@@ -85,7 +85,7 @@ func (b *box) name(domain string, data ...[]byte) string {
 }
 
 func (b *box) aad(key, field string) []byte {
-	aad := binary.BigEndian.AppendUint32(nil, uint32(len(b.label))) //nolint:gosec // A configuration value.
+	aad := binary.BigEndian.AppendUint32(nil, uint32(len(b.label)))
 	aad = append(aad, b.label...)
 	aad = append(aad, key...)
 	aad = append(aad, 0)
@@ -96,7 +96,7 @@ func (b *box) aad(key, field string) []byte {
 // no hash.
 func (b *box) seal(data []byte, key, field string) string {
 	plain := make([]byte, 4, paddedSize(len(data)))
-	binary.BigEndian.PutUint32(plain, uint32(len(data))) //nolint:gosec // At most maxValue.
+	binary.BigEndian.PutUint32(plain, uint32(len(data)))
 	plain = append(plain, data...)
 	plain = plain[:cap(plain)]
 	value := make([]byte, tagSize, tagSize+len(plain)+chacha20poly1305.Overhead)

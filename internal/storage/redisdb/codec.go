@@ -66,6 +66,6 @@ func (c *cursor) done() error {
 }
 
 func appendText16(b []byte, s string) []byte {
-	b = binary.BigEndian.AppendUint16(b, uint16(len(s))) //nolint:gosec // Bounded by maxText.
+	b = binary.BigEndian.AppendUint16(b, uint16(len(s)))
 	return append(b, s...)
 }

@@ -166,7 +166,7 @@ func checkBatch(b audit.Batch) error {
 	seen := make(map[[audit.IDSize]byte]bool, len(b.Rows))
 	for i, r := range b.Rows {
 		switch {
-		case r.Seq != b.Rows[0].Seq+uint64(i): //nolint:gosec // An index.
+		case r.Seq != b.Rows[0].Seq+uint64(i):
 			return fmt.Errorf("row %d does not follow row %d", r.Seq, b.Rows[i-1].Seq)
 		case len(r.Body) > maxBody:
 			return fmt.Errorf("a record of %d bytes is more than %d", len(r.Body), maxBody)

@@ -65,7 +65,7 @@ func (h *head) marshal() []byte {
 		return append(b, 0)
 	}
 	b = append(b, 1)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(h.log))) //nolint:gosec // At most maxHead.
+	b = binary.BigEndian.AppendUint32(b, uint32(len(h.log)))
 	return append(b, h.log...)
 }
 

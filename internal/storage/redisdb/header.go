@@ -111,7 +111,7 @@ func (h *header) tagOf(c storage.Config, name string) ([]byte, error) {
 func (h *header) kek(c storage.Config) ([]byte, error) {
 	label := sha256.Sum256([]byte(c.Label))
 	stretched := argon2.IDKey(c.MasterPassword.Bytes(), append(h.salt[:], label[:]...),
-		h.cost.time, h.cost.memoryKiB, uint8(h.cost.threads), keySize) //nolint:gosec // Bounded by cost.check.
+		h.cost.time, h.cost.memoryKiB, uint8(h.cost.threads), keySize)
 	kek, err := hkdf.Key(sha256.New, append(stretched, c.Key.Bytes()...), h.salt[:], infoKEK, keySize)
 	if err != nil {
 		return nil, fmt.Errorf("deriving the key of the header: %w", err)

@@ -39,7 +39,7 @@ func marshalRow(r audit.Row) []byte {
 	b := make([]byte, 0, 28+len(r.Nodes)+len(r.Body))
 	b = binary.BigEndian.AppendUint64(b, r.Seq)
 	b = append(b, r.EventID[:]...)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(r.Nodes))) //nolint:gosec // At most maxNodes.
+	b = binary.BigEndian.AppendUint32(b, uint32(len(r.Nodes)))
 	b = append(b, r.Nodes...)
 	return append(b, r.Body...)
 }
@@ -153,10 +153,10 @@ func (db *DB) Rows(ctx context.Context, from uint64, limit int) ([]audit.Row, er
 		rows = nil
 		start := max(from, h.first)
 		for start < h.next && len(rows) < limit {
-			count := min(h.next-start, uint64(limit-len(rows)), rowsAtOnce) //nolint:gosec // Positive: len(rows) < limit.
+			count := min(h.next-start, uint64(limit-len(rows)), rowsAtOnce)
 			seqs := make([]uint64, count)
 			for i := range seqs {
-				seqs[i] = start + uint64(i) //nolint:gosec // An index.
+				seqs[i] = start + uint64(i)
 			}
 			part, err := db.rowsOf(ctx, h, seqs)
 			if err != nil {

@@ -73,7 +73,7 @@ func (n *node) entry(r registry.Rule) (registry.Entry, bool) {
 // where a rule is its three texts, each behind its length (2).
 func (n *node) marshal() []byte {
 	b := []byte{n.level}
-	b = binary.BigEndian.AppendUint16(b, uint16(len(n.entries)+len(n.children))) //nolint:gosec // At most maxInner.
+	b = binary.BigEndian.AppendUint16(b, uint16(len(n.entries)+len(n.children)))
 	for _, e := range n.entries {
 		b = appendRule(b, e.Rule)
 		b = binary.BigEndian.AppendUint64(b, e.Revision)
