@@ -57,6 +57,19 @@ func (t *tree) root() tlog.Hash {
 // equal says whether both are the same tree.
 func (t *tree) equal(o *tree) bool { return t.size == o.size && t.root() == o.root() }
 
+// Tree computes the hash of a log from its records, one after the other. The
+// zero Tree is that of an empty log.
+type Tree struct{ t tree }
+
+// Append adds the [Hash] of the next record.
+func (t *Tree) Append(h tlog.Hash) { t.t.append(h, nil) }
+
+// Size is the number of records.
+func (t *Tree) Size() uint64 { return t.t.size }
+
+// Root is the hash of the tree (RFC 6962 section 2.1).
+func (t *Tree) Root() tlog.Hash { return t.t.root() }
+
 // node is a subtree of 2^level leaves, the nth of its level.
 type node struct {
 	level int

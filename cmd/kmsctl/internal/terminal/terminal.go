@@ -40,10 +40,11 @@ type Printer struct {
 // New returns a Printer that writes to w, in color if w is a terminal and the
 // environment does not forbid it (https://no-color.org, TERM=dumb).
 func New(w io.Writer, getenv func(string) string) *Printer {
-	return &Printer{w: w, color: getenv("NO_COLOR") == "" && getenv("TERM") != "dumb" && isTerminal(w)}
+	return &Printer{w: w, color: getenv("NO_COLOR") == "" && getenv("TERM") != "dumb" && IsTerminal(w)}
 }
 
-func isTerminal(w io.Writer) bool {
+// IsTerminal says whether w is a terminal.
+func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
 		return false
