@@ -11,6 +11,7 @@ import (
 	"errors"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	gopkcs12 "software.sslmate.com/src/go-pkcs12"
 
@@ -43,14 +44,29 @@ var ErrPassword = errors.New("wrong password, or the file was changed")
 // certificate, and the chain in order, without the root. The warnings are
 // sentences for the operator. Errors are of type [*Error].
 func Open(data []byte, password keys.Secret, now time.Time) (tls.Certificate, []string, error) {
-	if err := checkFile(data, password.Len() == 0); err != nil {
+	text := string(password.Bytes())
+	if strings.ContainsFunc(text, notBMP) || !utf8.ValidString(text) {
+		return tls.Certificate{}, nil, refused("the password has a character that passwords of such files cannot have")
+	}
+	w := &walker{password: &text}
+	if err := w.check(data); err != nil {
 		return tls.Certificate{}, nil, err
 	}
-	key, leaf, others, err := gopkcs12.DecodeChain(data, string(password.Bytes()))
+	if !w.authenticated {
+		return tls.Certificate{}, nil, refused(reasonNoMAC)
+	}
+	key, leaf, others, err := gopkcs12.DecodeChain(data, text)
 	if err != nil {
 		return tls.Certificate{}, nil, opening(err)
 	}
 	return serverCertificate(key, leaf, others, now)
+}
+
+// notBMP tells what a BMPString, in which passwords are written, cannot hold.
+func notBMP(r rune) bool { return r > 0xffff }
+
+func wrongPassword(cause error) error {
+	return &Error{Reason: ErrPassword.Error(), Err: errors.Join(ErrPassword, cause)}
 }
 
 // opening gives the errors of the library texts of our own: some of them show
@@ -60,11 +76,9 @@ func opening(err error) error {
 	reason := "its contents cannot be read"
 	switch {
 	case errors.Is(err, gopkcs12.ErrIncorrectPassword):
-		return &Error{Reason: ErrPassword.Error(), Err: errors.Join(ErrPassword, err)}
+		return wrongPassword(err)
 	case errors.Is(err, gopkcs12.ErrDecryption):
 		reason = "it cannot be decrypted with this password"
-	case strings.Contains(text, "no MAC in data"):
-		reason = reasonNoMAC
 	case strings.Contains(text, "exactly one key bag"):
 		reason = "it holds several keys: export the one of the server"
 	case strings.Contains(text, "private key missing"):
@@ -73,10 +87,8 @@ func opening(err error) error {
 		reason = "it holds no certificate"
 	case strings.Contains(text, "unsupported elliptic curve"), strings.Contains(text, "unknown elliptic curve"):
 		reason = "its key is on an elliptic curve that is not supported: want P-256 or P-384"
-	case strings.Contains(text, "is not supported"), strings.Contains(text, "are supported"), strings.Contains(text, "can only decode"):
+	case strings.Contains(text, "not supported"), strings.Contains(text, "are supported"), strings.Contains(text, "can only decode"):
 		reason = "it uses an algorithm that is not supported"
-	case strings.Contains(text, "items in the authenticated safe"):
-		reason = "it has more than two parts"
 	case strings.Contains(text, "x509:"):
 		reason = "its certificate or its key cannot be read"
 	}

@@ -32,13 +32,19 @@ var (
 	oidShroudedKey  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 10, 1, 2}
 	oidSafeContents = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 10, 1, 6}
 
-	oid3DES   = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1, 3}
-	oidRC2128 = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1, 5}
-	oidRC240  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1, 6}
-	oidPBES2  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 13}
-	oidPBMAC1 = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 14}
-	oidPBKDF2 = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 12}
-	oidScrypt = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11591, 4, 11}
+	oid3DES       = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1, 3}
+	oidRC2128     = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1, 5}
+	oidRC240      = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1, 6}
+	oidPBES2      = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 13}
+	oidPBMAC1     = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 14}
+	oidPBKDF2     = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 12}
+	oidHMACSHA1   = asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 7}
+	oidHMACSHA256 = asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 9}
+	oidHMACSHA512 = asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 11}
+	oidAES128     = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 2}
+	oidAES192     = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 22}
+	oidAES256     = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}
+	oidScrypt     = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11591, 4, 11}
 )
 
 const reasonDER = "it is not a PKCS#12 file in DER"
@@ -46,31 +52,24 @@ const reasonDER = "it is not a PKCS#12 file in DER"
 // CheckShape tells whether data has the form of a PKCS#12 file that can be
 // opened with bounded work. No key is derived, so nothing that is encrypted is
 // looked at. Errors are of type [*Error].
-func CheckShape(data []byte) error { return checkFile(data, false) }
+func CheckShape(data []byte) error { return (&walker{}).check(data) }
 
-// checkFile is CheckShape; with strict, a file without a MAC is refused too,
-// which the library would open under an empty password.
-func checkFile(data []byte, strict bool) error {
+// walker goes through a file and adds up the work that it asks for.
+type walker struct {
+	// password opens what is encrypted; nil leaves it closed.
+	password      *string
+	work, bags    int
+	authenticated bool
+}
+
+func (w *walker) check(data []byte) error {
 	switch {
 	case len(data) == 0:
 		return refused("it is empty")
 	case len(data) > MaxSize:
 		return refused(fmt.Sprintf("it is larger than %d bytes", MaxSize))
 	}
-	w := &walker{}
-	if err := w.file(data); err != nil {
-		return err
-	}
-	if strict && !w.authenticated {
-		return refused(reasonNoMAC)
-	}
-	return nil
-}
-
-// walker goes through a file and adds up the work that it asks for.
-type walker struct {
-	work, bags    int
-	authenticated bool
+	return w.file(data)
 }
 
 // file reads a PFX:
@@ -106,10 +105,14 @@ func (w *walker) file(data []byte) error {
 			return err
 		}
 	}
-	for !contents.Empty() {
+	parts := 0
+	for ; !contents.Empty(); parts++ {
 		if err := w.safe(&contents); err != nil {
 			return err
 		}
+	}
+	if parts < 1 || parts > 2 {
+		return refused("it does not have one or two parts, as files of one key have")
 	}
 	return nil
 }
@@ -135,27 +138,22 @@ func (w *walker) mac(pfx *cryptobyte.String) error {
 	}
 	w.authenticated = true
 	var err error
-	if mac.Empty() {
+	switch {
+	case algorithm.id.Equal(oidPBMAC1):
+		// RFC 9579 §3: what counts is in the parameters.
+		if !mac.SkipOptionalASN1(cbasn1.INTEGER) {
+			return refused(reasonDER)
+		}
+		_, err = w.schemes(algorithm)
+	case mac.Empty():
 		err = w.count(1, len(salt)) // RFC 7292 §4: DEFAULT 1
-	} else {
-		err = w.iterations(&mac, len(salt), true)
+	default:
+		_, err = w.iterations(&mac, len(salt))
 	}
-	if err != nil {
-		return err
+	if err == nil && !mac.Empty() {
+		err = refused(reasonDER)
 	}
-	if algorithm.id.Equal(oidPBMAC1) {
-		return w.schemes(algorithm.params)
-	}
-	return nil
-}
-
-// badCount tells an integer that does not fit from a malformed file.
-func (w *walker) badCount(rest cryptobyte.String) error {
-	var raw cryptobyte.String
-	if rest.ReadASN1(&raw, cbasn1.INTEGER) && rest.Empty() {
-		return tooMuch()
-	}
-	return refused(reasonDER)
+	return err
 }
 
 func tooMuch() error {
@@ -163,14 +161,14 @@ func tooMuch() error {
 }
 
 // count adds one derivation.
-func (w *walker) count(iterations int64, salt int) error {
+func (w *walker) count(iterations, salt int) error {
 	switch {
 	case iterations < 1 || iterations > MaxIterations:
 		return tooMuch()
 	case salt > maxSalt:
 		return refused(fmt.Sprintf("it has a salt of more than %d bytes", maxSalt))
 	}
-	w.work += int(iterations)
+	w.work += iterations
 	if w.work > maxWork {
 		return refused(fmt.Sprintf("its iteration counts add up to more than %d", maxWork))
 	}
@@ -207,18 +205,36 @@ func (w *walker) safe(contents *cryptobyte.String) error {
 	case id.Equal(oidEncrypted):
 		// SEQUENCE { version INTEGER, SEQUENCE { contentType OID, algorithm, [0] content } }
 		var version int
-		var info cryptobyte.String
+		var info, sealed cryptobyte.String
 		if !content.ReadASN1(&inner, cbasn1.SEQUENCE) || !content.Empty() || !inner.ReadASN1Integer(&version) ||
 			!inner.ReadASN1(&info, cbasn1.SEQUENCE) || !info.ReadASN1ObjectIdentifier(&id) {
 			return refused(reasonDER)
 		}
 		a, ok := readAlgorithm(&info)
-		if !ok {
+		if !ok || !info.ReadASN1(&sealed, cbasn1.Tag(0).ContextSpecific()) || !info.Empty() || !inner.Empty() {
 			return refused(reasonDER)
 		}
-		return w.encryption(a)
+		how, err := w.encryption(a)
+		if err != nil || w.password == nil {
+			return err
+		}
+		return w.inside(how, sealed)
 	}
 	return refused("it is protected by a public key: export it under a password")
+}
+
+// inside looks at what is encrypted. Noise stands for a wrong password.
+func (w *walker) inside(how *sealed, ciphertext []byte) error {
+	plain, ok := how.open(ciphertext, *w.password, bmp(*w.password))
+	if !ok && *w.password == "" {
+		// Some tools write no password as no bytes at all, not even a zero.
+		plain, ok = how.open(ciphertext, "", nil)
+	}
+	if !ok {
+		return wrongPassword(nil)
+	}
+	contents := cryptobyte.String(plain)
+	return w.safeContents(&contents, maxDepth)
 }
 
 // safeContents reads SEQUENCE OF SafeBag, SEQUENCE { bagId OID, value [0] ANY,
@@ -254,7 +270,7 @@ func (w *walker) safeContents(from *cryptobyte.String, depth int) error {
 			if !ok {
 				return refused(reasonDER)
 			}
-			if err := w.encryption(a); err != nil {
+			if _, err := w.encryption(a); err != nil {
 				return err
 			}
 		}
@@ -262,57 +278,98 @@ func (w *walker) safeContents(from *cryptobyte.String, depth int) error {
 	return nil
 }
 
-// encryption reads the parameters of a password-based encryption.
-func (w *walker) encryption(a algorithm) error {
+// encryption reads the parameters of an encryption by password.
+func (w *walker) encryption(a algorithm) (*sealed, error) {
 	switch {
 	case a.id.Equal(oid3DES), a.id.Equal(oidRC2128), a.id.Equal(oidRC240):
 		var params, salt cryptobyte.String
 		if !a.params.ReadASN1(&params, cbasn1.SEQUENCE) || !a.params.Empty() || !params.ReadASN1(&salt, cbasn1.OCTET_STRING) {
-			return refused(reasonDER)
+			return nil, refused(reasonDER)
 		}
-		return w.iterations(&params, len(salt), true)
+		n, err := w.iterations(&params, len(salt))
+		if err == nil && !params.Empty() {
+			err = refused(reasonDER)
+		}
+		return &sealed{id: a.id, salt: salt, iterations: n}, err
 	case a.id.Equal(oidPBES2):
-		return w.schemes(a.params)
+		how, err := w.schemes(a)
+		if err != nil {
+			return nil, err
+		}
+		for _, known := range []asn1.ObjectIdentifier{oidAES128, oidAES192, oidAES256} {
+			if how.scheme.id.Equal(known) {
+				return how, nil
+			}
+		}
+		a = how.scheme
 	}
-	return refused("it is encrypted with " + a.id.String() + ", which is not supported: export it with PBES2 and AES")
+	return nil, refused("it is encrypted with " + nameOf(a.id) + ", which is not supported: export it with PBES2 and AES in CBC mode")
 }
 
-// iterations reads an iteration count; last says that nothing may follow it.
-func (w *walker) iterations(params *cryptobyte.String, salt int, last bool) error {
-	var n int64
+// maxShownOID bounds how much of an identifier is shown, in bytes.
+const maxShownOID = 64
+
+func nameOf(id asn1.ObjectIdentifier) string {
+	text := id.String()
+	return text[:min(len(text), maxShownOID)]
+}
+
+// iterations reads an iteration count.
+func (w *walker) iterations(params *cryptobyte.String, salt int) (int, error) {
+	var raw cryptobyte.String
+	var n int
 	rest := *params
-	if !params.ReadASN1Integer(&n) {
-		return w.badCount(rest)
+	if !params.ReadASN1(&raw, cbasn1.INTEGER) {
+		return 0, refused(reasonDER)
 	}
-	if last && !params.Empty() {
-		return refused(reasonDER)
+	if !rest.ReadASN1Integer(&n) { // more than 64 bits, or not minimal
+		return 0, tooMuch()
 	}
-	return w.count(n, salt)
+	return n, w.count(n, salt)
 }
 
 // schemes reads the parameters of PBES2 and PBMAC1: SEQUENCE { kdf, scheme },
 // with PBKDF2 as the former: SEQUENCE { salt OCTET STRING, iterations INTEGER,
 // keyLength INTEGER OPTIONAL, prf DEFAULT hmacWithSHA1 }.
-func (w *walker) schemes(from cryptobyte.String) error {
+func (w *walker) schemes(a algorithm) (*sealed, error) {
 	var params, kdfParams, salt cryptobyte.String
-	if !from.ReadASN1(&params, cbasn1.SEQUENCE) || !from.Empty() {
-		return refused(reasonDER)
+	if !a.params.ReadASN1(&params, cbasn1.SEQUENCE) || !a.params.Empty() {
+		return nil, refused(reasonDER)
 	}
 	kdf, ok := readAlgorithm(&params)
 	if !ok {
-		return refused(reasonDER)
+		return nil, refused(reasonDER)
 	}
 	switch {
 	case kdf.id.Equal(oidScrypt):
-		return refused("its key is derived with scrypt, which is not supported: export it with PBKDF2")
+		return nil, refused("its key is derived with scrypt, which is not supported: export it with PBKDF2")
 	case !kdf.id.Equal(oidPBKDF2):
-		return refused("its key is derived with " + kdf.id.String() + ", which is not supported: export it with PBKDF2")
+		return nil, refused("its key is derived with " + nameOf(kdf.id) + ", which is not supported: export it with PBKDF2")
 	}
-	if _, ok := readAlgorithm(&params); !ok || !params.Empty() {
-		return refused(reasonDER)
+	how := &sealed{id: a.id}
+	if how.scheme, ok = readAlgorithm(&params); !ok || !params.Empty() {
+		return nil, refused(reasonDER)
 	}
 	if !kdf.params.ReadASN1(&kdfParams, cbasn1.SEQUENCE) || !kdf.params.Empty() || !kdfParams.ReadASN1(&salt, cbasn1.OCTET_STRING) {
-		return refused(reasonDER)
+		return nil, refused(reasonDER)
 	}
-	return w.iterations(&kdfParams, len(salt), false)
+	var err error
+	if how.iterations, err = w.iterations(&kdfParams, len(salt)); err != nil {
+		return nil, err
+	}
+	how.salt = salt
+	if !kdfParams.SkipOptionalASN1(cbasn1.INTEGER) { // the key's length: AES says it too
+		return nil, refused(reasonDER)
+	}
+	if !kdfParams.Empty() {
+		prf, ok := readAlgorithm(&kdfParams)
+		if !ok || !kdfParams.Empty() {
+			return nil, refused(reasonDER)
+		}
+		how.prf = prf.id
+	}
+	if _, known := prfOf(how.prf); !known {
+		return nil, refused("its key is derived with the function " + nameOf(how.prf) + ", which is not supported: export it with hmacWithSHA256")
+	}
+	return how, nil
 }
