@@ -4,6 +4,8 @@ import (
 	"context"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"teekms/internal/storage"
 	"teekms/internal/storage/redisdb"
 	"teekms/internal/storage/storagetest"
@@ -12,7 +14,9 @@ import (
 
 var servers server.Group
 
-func open(ctx context.Context, c storage.Config) (storage.DB, error) {
+func TestMain(m *testing.M) { goleak.VerifyTestMain(servers.Main(m)) }
+
+func openDB(ctx context.Context, c storage.Config) (storage.DB, error) {
 	db, err := redisdb.Open(ctx, c)
 	if err != nil {
 		return nil, err
@@ -21,5 +25,5 @@ func open(ctx context.Context, c storage.Config) (storage.DB, error) {
 }
 
 func TestConformance(t *testing.T) {
-	storagetest.Run(t, storagetest.Served(&servers, server.Redis, open))
+	storagetest.Run(t, storagetest.Served(&servers, server.Redis, openDB))
 }
