@@ -154,6 +154,12 @@ func (s *Server) NewDatabase(tb testing.TB) string {
 	return name
 }
 
+// Sibling returns the shared server of another kind.
+func (s *Server) Sibling(tb testing.TB, kind Kind) *Server {
+	tb.Helper()
+	return s.group.Shared(tb, kind)
+}
+
 // Start starts the server, and returns when it answers. One that runs is left
 // alone.
 func (s *Server) Start() error {
