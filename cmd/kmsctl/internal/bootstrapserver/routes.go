@@ -44,7 +44,8 @@ type Database struct {
 	// of SQLite, as the server sees it.
 	URL  keys.Secret
 	Path string
-	// MasterPassword and Label are those of Redis.
+	// MasterPassword is that of Redis, or that of encrypted SQLite where its key
+	// is not to come from the root keys; Label is that of Redis.
 	MasterPassword keys.Secret
 	Label          string
 }
@@ -94,6 +95,9 @@ func (c *Client) Database(ctx context.Context, d Database) (string, error) {
 	switch d.Type {
 	case SQLite, SQLiteEnc:
 		body["path"] = d.Path
+		if d.MasterPassword.Len() > 0 {
+			body["master_password"] = string(d.MasterPassword.Bytes())
+		}
 	case PostgreSQL, MySQL:
 		body["url"] = string(d.URL.Bytes())
 	case RedisFindex:

@@ -79,6 +79,7 @@ func (f *bootstrapStartFlags) posts(cmd *cobra.Command, secrets *secret.Reader) 
 	switch f.databaseType {
 	case bootstrapserver.SQLite, bootstrapserver.SQLiteEnc:
 		p.database.Path = f.sqlitePath
+		p.database.MasterPassword, _, err = secrets.Get(secret.Source{Flag: "sqlite-master-password", File: f.sqlitePasswordFile})
 	case bootstrapserver.RedisFindex:
 		p.database.Label = f.redisLabel
 		if p.database.MasterPassword, err = f.redisMasterPassword(cmd, secrets); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ type bootstrapStartFlags struct {
 	databaseURL              string
 	databaseURLFile          string
 	sqlitePath               string
+	sqlitePasswordFile       string
 	redisPassword            string
 	redisPasswordFile        string
 	redisLabel               string
@@ -84,6 +86,7 @@ func (f *bootstrapStartFlags) registerDatabase(cmd *cobra.Command) {
 	fs.StringVar(&f.databaseURL, "database-url", "", "`URL` of a PostgreSQL, MySQL, MariaDB or Redis server")
 	fs.StringVar(&f.databaseURLFile, "database-url-file", "", "`file` with that URL, where a password is in it; - is standard input")
 	fs.StringVar(&f.sqlitePath, "sqlite-path", "./sqlite-data", "`directory` of SQLite, as the server sees it")
+	fs.StringVar(&f.sqlitePasswordFile, "sqlite-master-password-file", "", "`file` with a password from which the key of sqlite-enc is derived; - is standard input (default: from the root keys)")
 	fs.StringVar(&f.redisPassword, "redis-master-password", "", "`password` from which the keys of what Redis stores are derived")
 	fs.StringVar(&f.redisPasswordFile, "redis-master-password-file", "", "`file` with that password; - is standard input")
 	fs.StringVar(&f.redisLabel, "redis-findex-label", "", "`label` of the indexes in Redis")
@@ -92,6 +95,7 @@ func (f *bootstrapStartFlags) registerDatabase(cmd *cobra.Command) {
 	complete(cmd, "database-url", valueOf("postgresql://", "mysql://", "redis://", "rediss://"))
 	complete(cmd, "database-url-file", file())
 	complete(cmd, "sqlite-path", directory())
+	complete(cmd, "sqlite-master-password-file", file())
 	complete(cmd, "redis-master-password", valueOf())
 	complete(cmd, "redis-master-password-file", file())
 	complete(cmd, "redis-findex-label", valueOf())
@@ -137,6 +141,9 @@ func (f *bootstrapStartFlags) run(cmd *cobra.Command, env Environment) error {
 	err = f.start(ctx, env, cfg, posts)
 	if err != nil && cmd.Context().Err() != nil {
 		return errors.New("interrupted")
+	}
+	if refused, ok := errors.AsType[*bootstrapserver.AnswerError](err); ok && refused.Status == http.StatusUnauthorized && cfg.Token.Len() == 0 {
+		return fmt.Errorf("%w; give the token with --bootstrap-token-file", err)
 	}
 	return gaveUp(ctx, f.timeout, err)
 }
@@ -220,8 +227,10 @@ func (f *bootstrapStartFlags) validate(cmd *cobra.Command) error {
 // flagsOf are the flags that belong to a type of database.
 func flagsOf(databaseType string) []string {
 	switch databaseType {
-	case bootstrapserver.SQLite, bootstrapserver.SQLiteEnc:
+	case bootstrapserver.SQLite:
 		return []string{"sqlite-path"}
+	case bootstrapserver.SQLiteEnc:
+		return []string{"sqlite-path", "sqlite-master-password-file"}
 	case bootstrapserver.PostgreSQL, bootstrapserver.MySQL:
 		return []string{"database-url", "database-url-file"}
 	case bootstrapserver.RedisFindex:
@@ -245,7 +254,7 @@ func (f *bootstrapStartFlags) validateDatabase(cmd *cobra.Command) error {
 	for _, flag := range flagsOf(f.databaseType) {
 		own[flag] = true
 	}
-	for _, t := range []string{bootstrapserver.SQLite, bootstrapserver.RedisFindex} {
+	for _, t := range []string{bootstrapserver.SQLiteEnc, bootstrapserver.RedisFindex} {
 		for _, flag := range flagsOf(t) {
 			switch {
 			case !given(flag) || own[flag]:

@@ -370,6 +370,9 @@ func TestCompletion(t *testing.T) {
 		{[]string{"app", "key", "--provider", ""}, "auto\nguest-agent\nconfigfs\nsimulator\n:4"},
 		{[]string{"app", "key", "--simulator-dir", ""}, ":16"},
 		{[]string{"app", "cert", "--key", ""}, "key\npem\n:8"},
+		{[]string{"bootstrap-start", "--database-type", ""}, "postgresql\nmysql\nsqlite\nsqlite-enc\nredis-findex\n:4"},
+		{[]string{"bootstrap-start", "--https-p12-file", ""}, "p12\npfx\n:8"},
+		{[]string{"bootstrap-start", "--redis-master-password", ""}, ":4"},
 		{[]string{"bootstrap", "--url", ""}, "http://\nhttps://\n:4"},
 	}
 	for _, tt := range tests {

@@ -19,7 +19,8 @@ var update = flag.Bool("update", false, "write golden files")
 func sections() map[string][]string {
 	return map[string][]string{
 		"verify": {"## verify"}, "meta": {"## meta"}, "bootstrap": {"## bootstrap"}, "onboard": {"## onboard"}, "finish": {"## finish"},
-		"app key": {"## app"}, "app cert": {"## app"}, "app env-pubkey": {"## app"}, "simulator": {"## simulator"}, "demo": {"## demo"},
+		"bootstrap-start": {"## bootstrap-start"},
+		"app key":         {"## app"}, "app cert": {"## app"}, "app env-pubkey": {"## app"}, "simulator": {"## simulator"}, "demo": {"## demo"},
 	}
 }
 

@@ -60,8 +60,7 @@ func Load(getenv func(string) string) (*File, error) {
 		return f, nil
 	}
 	if err == nil {
-		f.Found = true
-		err = f.read(text)
+		f, err = Parse(path, text)
 	}
 	if err != nil {
 		from := path
@@ -69,6 +68,15 @@ func Load(getenv func(string) string) (*File, error) {
 			from += " (" + Variable + ")"
 		}
 		return nil, fmt.Errorf("reading the client file %s: %w", from, err)
+	}
+	return f, nil
+}
+
+// Parse reads the text of the file at path. An error holds nothing of the text.
+func Parse(path string, text []byte) (*File, error) {
+	f := &File{Path: path, Found: true}
+	if err := f.read(text); err != nil {
+		return nil, err
 	}
 	return f, nil
 }
