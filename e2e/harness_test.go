@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -101,6 +102,7 @@ func start(t testing.TB, name string, args ...string) *process {
 
 func startCmd(t testing.TB, cmd *exec.Cmd) *process {
 	t.Helper()
+	ownDatabase(t, cmd)
 	p := &process{Cmd: cmd, stderr: &output{}, stdout: &output{}, ended: make(chan struct{})}
 	cmd.Stderr, cmd.Stdout = p.stderr, p.stdout
 	if err := cmd.Start(); err != nil {
@@ -118,6 +120,40 @@ func startCmd(t testing.TB, cmd *exec.Cmd) *process {
 		}
 	})
 	return p
+}
+
+// ownDatabase gives a server a database beside its configuration file, lest all
+// of them share the default one; unless its command line, its environment or its
+// file says something about databases.
+func ownDatabase(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	at := slices.Index(cmd.Args, "--config")
+	if filepath.Base(cmd.Path) != "dstack-kms" || at < 0 || at+1 == len(cmd.Args) || slices.Contains(cmd.Args, "--use-bootstrap-server") {
+		return
+	}
+	file := cmd.Args[at+1]
+	text, err := os.ReadFile(file)
+	if err != nil || bytes.Contains(text, []byte("[core.database]")) || bytes.Contains(text, []byte("[core.bootstrap_server]")) {
+		return
+	}
+	const names = "DSTACK_KMS_CORE_DATABASE_"
+	if slices.ContainsFunc(cmd.Env, func(entry string) bool { return strings.HasPrefix(entry, names) }) {
+		return
+	}
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	dir := filepath.Join(filepath.Dir(file), "db")
+	cmd.Env = append(cmd.Env, names+"PATH="+dir)
+	if cmd.SysProcAttr == nil || cmd.SysProcAttr.Credential == nil {
+		return
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, unprivileged, unprivileged); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // wait returns the exit status, and fails the test when there is none in time.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,8 +17,8 @@ import (
 const maxHtpasswd = 1 << 20
 
 // adminHandler answers on the listener of administrators.
-func (s *kmsServer) adminHandler(ctx context.Context) (http.Handler, error) {
-	c := kms.AdminConfig{Images: s.images}
+func (s *kmsServer) adminHandler() (http.Handler, error) {
+	c := kms.AdminConfig{Images: s.images, Audit: s.audit, Registry: s.policy}
 	if s.Config.Core.KMSKeyRelease == config.ReleaseAdmin {
 		c.ReleaseRoots = s.service.ReleaseRoots
 	}
@@ -34,7 +33,7 @@ func (s *kmsServer) adminHandler(ctx context.Context) (http.Handler, error) {
 		return nil, err
 	}
 	handler, err := serve.NewMux(serve.MuxConfig{
-		Service: admin.RPC(), Chain: chain, Ready: func() error { return s.ready(ctx) }, Header: s.version(),
+		Service: admin.RPC(), Chain: chain, Ready: s.ready, Header: s.version(),
 	})
 	if err != nil || s.Config.Core.Admin.InsecureNoAuth {
 		return handler, err

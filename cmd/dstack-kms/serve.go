@@ -7,102 +7,164 @@ import (
 	"sync"
 	"time"
 
-	"go.uber.org/zap"
-	"golang.org/x/sync/errgroup"
-
 	"teekms/cmd/internal/node"
+	"teekms/internal/audit"
 	"teekms/internal/ratls"
 	"teekms/internal/serve"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 )
 
 // serveKMS serves the KMS service, and the Admin service where it is enabled,
-// until ctx ends and the calls in flight are answered.
+// until ctx ends and the calls in flight are answered. Where the configuration
+// asks for it, it takes the rest of the configuration over TLS first.
 func serveKMS(ctx context.Context, n *node.Node) error {
-	s, err := newServer(n)
+	b, err := newBase(n, ctx.Done())
 	if err != nil {
 		return err
 	}
+	defer b.close()
+	start := b.fromFile
+	if n.Config.Core.BootstrapServer.Enabled {
+		start = b.configure
+	}
+	s, err := start(ctx)
+	if s == nil || err != nil {
+		return err
+	}
+	defer s.close(ctx)
+	return s.run(ctx)
+}
+
+// fromFile prepares a KMS of what the configuration file says.
+func (b *base) fromFile(ctx context.Context) (*kmsServer, error) {
+	from := settings{by: "configuration file", password: b.Config.RPC.TLS.PKCS12Password}
+	var err error
+	if from.pkcs12, err = b.readPKCS12(); err != nil {
+		return nil, err
+	}
+	if from.database, err = fileDatabase(b.Node); err != nil {
+		return nil, err
+	}
+	s, warnings, err := b.prepare(ctx, from)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range warnings {
+		b.Log.Warn(w)
+	}
+	// Sockets and database came first: a start that ends there has renewed nothing.
+	err = b.certificate.Renew(ctx, b.renewal)
+	if err == nil {
+		err = s.recordStart(ctx)
+	}
+	if err != nil {
+		s.close(ctx)
+		return nil, err
+	}
+	return s, nil
+}
+
+// run serves until ctx ends.
+func (s *kmsServer) run(ctx context.Context) error {
+	if err := s.Metrics.Register(s.attempt); err != nil {
+		return err
+	}
 	s.warn()
-	defer s.images.Close()
 	ctx, stop := context.WithCancel(ctx)
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer stop()
-	listeners, err := s.listen(ctx)
-	defer func() {
-		for _, l := range listeners {
-			_ = l.Listener.Close() // serve.Run has closed it, unless that was never reached
-		}
-	}()
-	if err != nil {
-		return err
-	}
-	// The addresses came first: a start that ends there has written nothing.
-	renewal := s.renewal()
-	if err := s.certificate.Renew(ctx, renewal); err != nil {
-		return err
-	}
-	background.Go(func() { s.certificate.RenewLoop(ctx, renewal) })
-	background.Go(func() { n.RefreshCollateral(ctx) })
+	background.Go(func() { s.certificate.RenewLoop(ctx, s.renewal) })
+	background.Go(func() { s.RefreshCollateral(ctx) })
 	group, ctx := errgroup.WithContext(ctx)
-	for _, l := range listeners {
-		n.Log.Info(l.name+" has launched from "+scheme(l.TLS)+"://"+l.Listener.Addr().String(),
-			zap.String("domain", n.Keys.Domain()), zap.String("version", n.Version))
+	for _, l := range s.listeners {
+		accept, err := l.socket.turn()
+		if err != nil {
+			return err
+		}
+		l.Listener = accept
+		s.Log.Info(l.name+" has launched from "+scheme(l.TLS)+"://"+l.socket.Addr().String(),
+			zap.String("domain", s.Keys.Domain()), zap.String("version", s.Version))
 		group.Go(func() error { return serve.Run(ctx, l.Config) })
 	}
-	return group.Wait()
+	s.Notify("READY=1", "STATUS=Serving at "+s.listeners[0].socket.Addr().String())
+	err := group.Wait()
+	s.Notify("STOPPING=1")
+	s.recordStop(ctx)
+	return err
+}
+
+// recordStop records that nothing more is released. That the record cannot be
+// made does not keep a KMS from ending: a start without a stop says as much.
+func (s *kmsServer) recordStop(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
+	defer cancel()
+	_, err := s.audit.Append(ctx, audit.Event{Kind: audit.Stop, Fields: s.processFields()})
+	s.warnOf("recording the stop in the audit log", err)
 }
 
 // listener is one of the process's listeners.
 type listener struct {
 	// name is what it is called at start.
-	name string
+	name   string
+	socket *socket
 	serve.Config
 }
 
-// listen opens the listeners. Those that it returns beside an error are open.
-func (s *kmsServer) listen(ctx context.Context) ([]listener, error) {
-	handler, err := s.handler(ctx)
-	if err != nil {
-		return nil, err
+// openSockets opens the sockets of the KMS: those that are open already stay.
+func (s *kmsServer) openSockets(ctx context.Context) error {
+	if err := s.openSocket(ctx, "KMS", s.Config.RPC.Address, s.Config.RPC.Port); err != nil {
+		return err
 	}
-	main, err := s.open(ctx, listenerConfig{
-		name: "KMS", address: s.Config.RPC.Address, port: s.Config.RPC.Port, tls: !s.Config.RPC.InsecurePlaintext, peers: s.peers, handler: handler,
-	})
-	if err != nil || !s.Config.Core.Admin.Enabled {
-		return main, err
+	if c := s.Config.Core.Admin; c.Enabled {
+		return s.openSocket(ctx, "Admin", c.Address, c.Port)
 	}
-	if handler, err = s.adminHandler(ctx); err != nil {
-		return main, err
-	}
-	c := s.Config.Core.Admin
-	admin, err := s.open(ctx, listenerConfig{
-		name: "Admin", address: c.Address, port: c.Port, tls: c.WithTLS(), peers: s.adminPeers, handler: handler,
-	})
-	return append(main, admin...), err
+	return nil
 }
 
-// listenerConfig says how a listener is opened.
-type listenerConfig struct {
-	name, address string
-	port          uint16
-	tls           bool
-	peers         *ratls.Server
-	handler       http.Handler
+func (s *kmsServer) openSocket(ctx context.Context, name, address string, port uint16) error {
+	l, opened, err := s.sockets.get(ctx, address, port)
+	if err != nil {
+		return err
+	}
+	if opened {
+		s.opened = append(s.opened, l)
+	}
+	s.listeners = append(s.listeners, listener{name: name, socket: l})
+	return nil
 }
 
-func (s *kmsServer) open(ctx context.Context, c listenerConfig) ([]listener, error) {
-	l, err := node.Listen(ctx, c.address, c.port)
+// openListeners makes what answers at the sockets.
+func (s *kmsServer) openListeners() error {
+	if err := s.openPeers(); err != nil {
+		return err
+	}
+	if err := s.openService(); err != nil {
+		return err
+	}
+	handler, err := s.handler()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	config := serve.Config{
-		Listener: l, Handler: c.handler, Limits: s.ConnectionLimits(), ConnContext: c.peers.ConnContext, Log: s.Log,
+	s.listeners[0].Config = s.listenerConfig(handler, s.peers, !s.plaintext())
+	if !s.Config.Core.Admin.Enabled {
+		return nil
 	}
-	if c.tls {
-		config.TLS = c.peers.TLSConfig()
+	if handler, err = s.adminHandler(); err != nil {
+		return err
 	}
-	return []listener{{name: c.name, Config: config}}, nil
+	s.listeners[1].Config = s.listenerConfig(handler, s.adminPeers, s.Config.Core.Admin.WithTLS())
+	return nil
+}
+
+func (s *kmsServer) listenerConfig(handler http.Handler, peers *ratls.Server, withTLS bool) serve.Config {
+	c := serve.Config{Handler: handler, Limits: s.ConnectionLimits(), ConnContext: peers.ConnContext, Log: s.Log}
+	if withTLS {
+		c.TLS = peers.TLSConfig()
+	}
+	return c
 }
 
 func scheme(c *tls.Config) string {
@@ -112,22 +174,22 @@ func scheme(c *tls.Config) string {
 	return "https"
 }
 
-// renewal reissues the RPC certificate, with the Evidence of its key.
-func (s *kmsServer) renewal() serve.RenewConfig {
-	evidence := node.NewCertificateEvidence(s.Node)
+// newRenewal reissues the RPC certificate, with the Evidence of its key.
+func (b *base) newRenewal() serve.RenewConfig {
+	evidence := node.NewCertificateEvidence(b.Node)
 	return serve.RenewConfig{
 		Issue: func(ctx context.Context) (tls.Certificate, error) {
 			extensions, err := evidence.Extensions(ctx)
 			if err != nil {
 				return tls.Certificate{}, err
 			}
-			certificate, err := s.Keys.RenewRPC(ctx, extensions...)
+			certificate, err := b.Keys.RenewRPC(ctx, extensions...)
 			if err == nil {
-				s.metrics.Certificate("rpc")
+				b.metrics.Certificate("rpc")
 			}
 			return certificate, err
 		},
-		Log: s.Log,
+		Log: b.Log,
 		Now: time.Now,
 	}
 }

@@ -2,115 +2,122 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
-	"go.uber.org/zap"
-
 	"teekms/cmd/internal/buildinfo"
-	"teekms/cmd/internal/node"
 	"teekms/gen/kms/v1/kmsv1connect"
-	onboardv1 "teekms/gen/onboard/v1"
+	"teekms/internal/audit"
 	"teekms/internal/authz"
-	"teekms/internal/keys"
+	"teekms/internal/config"
 	"teekms/internal/keys/keystore"
-	"teekms/internal/observe"
-	"teekms/internal/osimage"
 	"teekms/internal/ratls"
+	"teekms/internal/registry"
 	"teekms/internal/rpc"
 	"teekms/internal/serve"
+	"teekms/internal/storage"
 	"teekms/services/kms"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	onboardv1 "teekms/gen/onboard/v1"
+	authzregistry "teekms/internal/authz/registry"
 )
 
-// kmsServer is what the two listeners of a KMS share.
+// kmsServer is a KMS that is ready to serve, with all that it was configured
+// with. Make it with [base.prepare].
 type kmsServer struct {
-	*node.Node
-	service *kms.Service
-	images  *osimage.Verifier
+	*base
+	settings settings
+	service  *kms.Service
+	db       storage.DB
+	audit    *audit.Log
+	policy   *registry.Policy
+	// alive tells whether the database answers.
+	alive *pinger
+	// pkcs12 is served to whoever does not ask for the domain; nil is none.
+	pkcs12 *tls.Certificate
 	// peers appraises the clients of the KMS listener, adminPeers those of the
 	// listener of administrators.
 	peers, adminPeers *ratls.Server
-	// certificate is what the listeners serve.
-	certificate *serve.Certificate
-	metrics     *observe.KMS
+	// attempt has the metrics of this KMS, which are nobody's business before it
+	// serves.
+	attempt *prometheus.Registry
+	// listeners are those of the KMS and of the Admin service, opened those of
+	// their sockets that were not open before.
+	listeners []listener
+	opened    []*socket
 }
 
-// newServer makes the KMS of a complete key directory. It opens no listener and
-// writes nothing.
-func newServer(n *node.Node) (*kmsServer, error) {
-	s := &kmsServer{Node: n, certificate: &serve.Certificate{}}
-	if err := s.registerMetrics(); err != nil {
-		return nil, err
+// plaintext tells whether the KMS listener goes without TLS: a PKCS#12 says that
+// it does not.
+func (s *kmsServer) plaintext() bool { return s.Config.RPC.InsecurePlaintext && s.pkcs12 == nil }
+
+// insecure are the switches in force that weaken security.
+func (s *kmsServer) insecure() []string {
+	keys := s.Config.InsecureSettings()
+	if !s.plaintext() {
+		keys = slices.DeleteFunc(keys, func(key string) bool { return key == "rpc.insecure_plaintext" })
 	}
-	appraiser, err := n.NewAppraiser(s.metrics)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.openPeers(appraiser); err != nil {
-		return nil, err
-	}
-	if s.images, err = newImages(n); err != nil {
-		return nil, err
-	}
-	authority, err := n.Authority()
-	if err != nil {
-		return nil, err
-	}
-	config, err := s.serviceConfig()
-	if err != nil {
-		return nil, err
-	}
-	config.Appraiser, config.Authorizer = appraiser, authz.Instrument(authority, s.metrics.Authorization)
-	s.service, err = kms.New(config)
-	return s, err
+	return keys
 }
 
-func (s *kmsServer) openPeers(appraiser *ratls.Appraiser) (err error) {
-	c := ratls.ServerConfig{Appraiser: appraiser, Certificates: s.certificate.Get, Now: time.Now}
+// certificateFor is tls.Config.GetCertificate: the RPC certificate, which guests
+// know this KMS by; where there is a PKCS#12, to those only who ask for the
+// domain.
+func (s *kmsServer) certificateFor(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if s.pkcs12 != nil && !strings.EqualFold(hello.ServerName, s.Keys.Domain()) {
+		return s.pkcs12, nil
+	}
+	return s.certificate.Get(hello)
+}
+
+func (s *kmsServer) openPeers() (err error) {
+	c := ratls.ServerConfig{Appraiser: s.appraiser, Certificates: s.certificateFor, Now: time.Now}
 	if s.adminPeers, err = ratls.NewServer(c); err != nil {
 		return err
 	}
 	// Without TLS there is no certificate to insist on.
-	c.Mandatory = s.Config.RPC.TLS.Mutual.Mandatory && !s.Config.RPC.InsecurePlaintext
+	c.Mandatory = s.Config.RPC.TLS.Mutual.Mandatory && !s.plaintext()
 	s.peers, err = ratls.NewServer(c)
 	return err
 }
 
-func (s *kmsServer) registerMetrics() (err error) {
-	if s.metrics, err = observe.NewKMS(s.Metrics); err != nil {
+// openService makes the service over the open database.
+func (s *kmsServer) openService() error {
+	authority, err := s.authority()
+	if err != nil {
 		return err
 	}
-	root, err := keys.ParseCertificate(s.Keys.RootCAPEM())
+	c, err := s.serviceConfig()
 	if err != nil {
-		return fmt.Errorf("reading the root certificate: %w", err)
+		return err
 	}
-	for name, notAfter := range map[string]func() time.Time{
-		"root": func() time.Time { return root.NotAfter },
-		"rpc":  func() time.Time { return s.Keys.RPCCertificate().Leaf.NotAfter },
-	} {
-		if err := observe.RegisterCertificate(s.Metrics, name, notAfter); err != nil {
-			return err
-		}
-	}
-	return s.RegisterCollateral()
+	c.Authorizer = authz.Instrument(authority, s.metrics.Authorization)
+	s.service, err = kms.New(c)
+	return err
 }
 
-func newImages(n *node.Node) (*osimage.Verifier, error) {
-	c := n.Config.Core.Image
-	v, err := osimage.New(osimage.Config{
-		Verify: c.Verify, AllowlistFile: c.AllowlistFile, CacheDir: c.CacheDir, DownloadURL: c.DownloadURL,
-		DownloadTimeout: c.DownloadTimeout, MaxDownload: c.MaxDownload, Log: n.Log, Now: time.Now,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("opening core.image: %w", err)
+// authority is the one that core.auth_api names.
+func (s *kmsServer) authority() (authz.Authorizer, error) {
+	if s.Config.Core.AuthAPI.Type != config.AuthRegistry {
+		return s.Authority()
 	}
-	return v, nil
+	a, err := authzregistry.New(authzregistry.Config{Policy: s.policy, Log: s.Log, Now: time.Now})
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
-// serviceConfig is the configuration of the service, without those it asks.
+// serviceConfig is the configuration of the service, without the authority.
 func (s *kmsServer) serviceConfig() (kms.Config, error) {
 	tempKey, err := s.Keys.TempCAKeyPEM()
 	if err != nil {
@@ -124,9 +131,9 @@ func (s *kmsServer) serviceConfig() (kms.Config, error) {
 			Roots: s.Keys.Roots(), RootCertificate: s.Keys.RootCAPEM(), TempCertificate: s.Keys.TempCAPEM(),
 			TempKey: tempKey, Domain: s.Keys.Domain(),
 		},
-		Bootstrap: record(s.Keys.Info()), Images: s.images, KMSKeyRelease: s.Config.Core.KMSKeyRelease,
-		TrustRootSHA256: s.TrustRootSHA256(), InsecureSettings: s.Config.InsecureSettings(),
-		Log: s.Log, Metrics: s.Metrics, Now: time.Now,
+		Bootstrap: record(s.Keys.Info()), Appraiser: s.appraiser, Images: s.images, Audit: s.audit,
+		KMSKeyRelease: s.Config.Core.KMSKeyRelease, TrustRootSHA256: s.TrustRootSHA256(), InsecureSettings: s.insecure(),
+		Log: s.Log, Metrics: s.attempt, Now: time.Now,
 	}
 	if s.Config.Core.EnforceSelfAuthorization {
 		c.Self = s.Self
@@ -145,7 +152,7 @@ func record(info *keystore.Info) *onboardv1.BootstrapResponse {
 }
 
 // handler answers on the listener of the KMS.
-func (s *kmsServer) handler(ctx context.Context) (http.Handler, error) {
+func (s *kmsServer) handler() (http.Handler, error) {
 	c := s.CallLimits()
 	c.Access, c.Errors, c.Admit, c.Observe = kms.Access(), kms.Errors(), s.peers.Admit, s.observe
 	chain, err := rpc.New(c)
@@ -153,16 +160,14 @@ func (s *kmsServer) handler(ctx context.Context) (http.Handler, error) {
 		return nil, err
 	}
 	return serve.NewMux(serve.MuxConfig{
-		Service: s.service.RPC(), Chain: chain, Metrics: s.MetricsHandler(),
-		Ready:  func() error { return s.ready(ctx) },
-		Header: s.version(),
+		Service: s.service.RPC(), Chain: chain, Metrics: s.MetricsHandler(), Ready: s.ready, Header: s.version(),
 	})
 }
 
 // version tells what answers, as existing KMSs do.
-func (s *kmsServer) version() map[string]string {
+func (b *base) version() map[string]string {
 	return map[string]string{
-		"X-App-Version": fmt.Sprintf("v%s (git:%s)", strings.TrimPrefix(s.Version, "v"), buildinfo.Revision(revision)),
+		"X-App-Version": fmt.Sprintf("v%s (git:%s)", strings.TrimPrefix(b.Version, "v"), buildinfo.Revision(revision)),
 	}
 }
 
@@ -174,26 +179,32 @@ func (s *kmsServer) observe(procedure string, failed bool) {
 	}
 }
 
-// ready tells load balancers to go elsewhere while this process drains, or when
-// its certificate could not be renewed in time.
-func (s *kmsServer) ready(ctx context.Context) error {
-	switch expiry := s.Keys.RPCCertificate().Leaf.NotAfter; {
-	case ctx.Err() != nil:
+// ready tells load balancers to go elsewhere while this process drains, when its
+// certificate could not be renewed in time, or while the database does not
+// answer: nothing is released without it.
+func (s *kmsServer) ready() error {
+	select {
+	case <-s.stopping:
 		return errors.New("shutting down")
-	case time.Now().After(expiry):
-		return errors.New("the RPC certificate has expired")
 	default:
-		return nil
 	}
+	if time.Now().After(s.Keys.RPCCertificate().Leaf.NotAfter) {
+		return errors.New("the RPC certificate has expired")
+	}
+	return s.alive.check()
 }
 
 // warn says what a configuration that is valid does that its author may not
 // expect.
 func (s *kmsServer) warn() {
 	c := s.Config
-	if c.RPC.InsecurePlaintext {
+	if s.plaintext() {
 		s.Log.Warn("without TLS no workload can attest itself: this listener gives keys to nobody",
 			zap.String("key", "rpc.insecure_plaintext"))
+	}
+	if s.pkcs12 != nil && net.ParseIP(s.Keys.Domain()) != nil {
+		s.Log.Warn("the domain is an IP address, which nobody asks for by name: workloads see the certificate of the PKCS#12",
+			zap.String("domain", s.Keys.Domain()))
 	}
 	if !c.Core.AttestRPCCert || !c.Core.Onboard.QuoteEnabled {
 		s.Log.Warn("the RPC certificate carries no Evidence: clients cannot appraise this KMS, peers cannot take keys from it")
@@ -201,5 +212,20 @@ func (s *kmsServer) warn() {
 	if c.Core.EnforceSelfAuthorization && !c.Core.Onboard.QuoteEnabled {
 		s.Log.Warn("this KMS cannot authorize itself without quotes: it will release nothing",
 			zap.String("key", "core.onboard.quote_enabled"))
+	}
+}
+
+// closeTime bounds what is done after the last call was answered.
+const closeTime = 15 * time.Second
+
+// close ends the audit log and the database.
+func (s *kmsServer) close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
+	defer cancel()
+	if s.audit != nil {
+		s.warnOf("closing the audit log", s.audit.Close(ctx))
+	}
+	if s.db != nil {
+		s.warnOf("closing the database", s.db.Close())
 	}
 }

@@ -6,8 +6,9 @@ import (
 )
 
 // database checks how the keys fit together. What a URL may say is checked by
-// those who open it.
-func (ch *checker) database(d Database) {
+// those who open it. later says that another database may be given after the
+// start, for which the two keys about TLS hold too.
+func (ch *checker) database(d Database, later bool) {
 	const path = "core.database."
 	ch.oneOf(path+"type", d.Type, DatabaseSQLite, DatabaseSQLiteEncrypted, DatabasePostgreSQL, DatabaseMySQL, DatabaseRedisFindex)
 	redis := d.Type == DatabaseRedisFindex
@@ -17,8 +18,8 @@ func (ch *checker) database(d Database) {
 	}{
 		{"path", d.Path != "", !d.Server()},
 		{"url", d.URL.Len() > 0, d.Server()},
-		{"ca_file", d.CAFile != "", d.Server()},
-		{"insecure_plaintext", d.InsecurePlaintext, d.Server()},
+		{"ca_file", d.CAFile != "", d.Server() || later},
+		{"insecure_plaintext", d.InsecurePlaintext, d.Server() || later},
 		{"master_password_file", d.MasterPasswordFile != "", redis || d.Type == DatabaseSQLiteEncrypted},
 		{"findex_label", d.FindexLabel != "", redis},
 	} {

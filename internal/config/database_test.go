@@ -129,6 +129,24 @@ func TestDatabasesThatAreFine(t *testing.T) {
 	}
 }
 
+func TestWhoChoseADatabase(t *testing.T) {
+	for doc, want := range map[string]bool{
+		"":                                     false,
+		"[core.database]":                      false,
+		"core.database.type = 'sqlite'":        true,
+		"core.database.path = '/x'":            true,
+		"core.bootstrap_server.enabled = true": false,
+		"core.bootstrap_server.enabled = true\ncore.database = { ca_file = '/x', insecure_plaintext = true }": false,
+	} {
+		if got := parse(t, doc).ChoosesDatabase(); got != want {
+			t.Errorf("ChoosesDatabase() of %q = %v, want %v", doc, got, want)
+		}
+	}
+	if !parse(t, "", "DSTACK_KMS_CORE_DATABASE_TYPE=sqlite").ChoosesDatabase() {
+		t.Error("ChoosesDatabase() of the environment = false, want true")
+	}
+}
+
 func TestWeakDatabaseIsListed(t *testing.T) {
 	c := parse(t, "[core.database]\ntype = 'mysql'\nurl = 'mysql://host'\ninsecure_plaintext = true")
 	if diff := cmp.Diff([]string{"core.database.insecure_plaintext"}, c.InsecureSettings()); diff != "" {

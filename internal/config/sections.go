@@ -341,7 +341,6 @@ const (
 )
 
 // Database is [core.database]: where the audit log and the registry are kept.
-// Config.Names("core.database") tells whether anybody chose one.
 type Database struct {
 	// Type is one of the Database constants.
 	Type string `toml:"type"`
@@ -361,6 +360,16 @@ type Database struct {
 	CAFile string `toml:"ca_file"`
 	// InsecurePlaintext allows a server that is not on this machine without TLS.
 	InsecurePlaintext bool `toml:"insecure_plaintext"`
+}
+
+// ChoosesDatabase tells whether somebody chose a database, be it the default one.
+func (c *Config) ChoosesDatabase() bool {
+	for _, key := range []string{"type", "path", "url", "url_file", "master_password_file", "findex_label"} {
+		if c.Names("core.database." + key) {
+			return true
+		}
+	}
+	return false
 }
 
 // Server tells whether the database is a server, reached by a URL.
