@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +22,7 @@ import (
 	"teekms/internal/keys"
 	"teekms/internal/prpc"
 	"teekms/internal/prpc/call"
+	"teekms/internal/ratls"
 )
 
 // The environment variables that stand for flags which are not given.
@@ -89,7 +89,7 @@ func (f *adminFlags) client(cmd *cobra.Command, env Environment) (*adminClient, 
 	if err != nil {
 		return nil, err
 	}
-	token, err := f.token(cmd, env)
+	token, err := f.token(env)
 	if err != nil {
 		return nil, fmt.Errorf("--admin-token-file: %w", err)
 	}
@@ -142,7 +142,10 @@ func verifyKMS(cs tls.ConnectionState, root *x509.Certificate) error {
 		return errors.New("the server presented no certificate")
 	}
 	leaf := cs.PeerCertificates[0]
-	opts := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool()}
+	opts := x509.VerifyOptions{
+		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, // RPC certificates have none
+	}
 	opts.Roots.AddCert(root)
 	for _, c := range cs.PeerCertificates[1:] {
 		opts.Intermediates.AddCert(c)
@@ -150,25 +153,23 @@ func verifyKMS(cs tls.ConnectionState, root *x509.Certificate) error {
 	if _, err := leaf.Verify(opts); err != nil {
 		return fmt.Errorf("the server's certificate does not lead to --ca-cert: %w", err)
 	}
-	for _, e := range leaf.Extensions {
-		if !e.Id.Equal(keys.ExtensionOID(keys.ArcUsage)) {
-			continue
-		}
-		var usage []byte
-		if rest, err := asn1.Unmarshal(e.Value, &usage); err == nil && len(rest) == 0 && string(usage) == keys.UsageRPC {
-			return nil
-		}
+	usage, err := ratls.Usage(leaf)
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("the server's certificate is not a KMS's: it has not the usage %s", keys.UsageRPC)
+	if usage != keys.UsageRPC {
+		return fmt.Errorf("the server's certificate is not a KMS's: its usage is %q, want %s", usage, keys.UsageRPC)
+	}
+	return nil
 }
 
 // token reads the credential, "" where there is none: a listener may want none.
-func (f *adminFlags) token(cmd *cobra.Command, env Environment) (string, error) {
+func (f *adminFlags) token(env Environment) (string, error) {
 	switch f.tokenFile {
 	case "":
 		return strings.TrimSpace(env.Getenv(envAdminToken)), nil
 	case "-":
-		text, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), maxToken))
+		text, err := io.ReadAll(io.LimitReader(env.stdin(), maxToken))
 		token := strings.TrimSpace(string(text))
 		if err == nil && (token == "" || strings.ContainsAny(token, "\r\n")) {
 			err = errors.New("standard input does not hold one line")

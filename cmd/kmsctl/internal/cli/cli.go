@@ -122,7 +122,7 @@ was expected, 6 no valid collateral is to be had.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{cmd.CommandPath(), err}
 	})
-	root.AddCommand(newVerify(env), newMeta(env), newBootstrap(env), newOnboard(env), newFinish(env), newBootstrapStart(env), newAudit(env), newApp(env), newSimulator(env), newDemo(env))
+	root.AddCommand(newVerify(env), newMeta(env), newBootstrap(env), newOnboard(env), newFinish(env), newBootstrapStart(env), newAudit(env), newApp(env), newRegistry(env), newSimulator(env), newDemo(env))
 	// The built-in commands remember the streams of the moment.
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
