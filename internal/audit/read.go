@@ -12,7 +12,8 @@ import (
 const (
 	maxRecords      = 1024
 	maxRecordsBytes = 2 << 20
-	firstChunk      = 16
+	// rowsAtOnce bounds what is read at once: rows can be a mebibyte each.
+	rowsAtOnce = 64
 )
 
 // Check tells whether the log can be read, continues what was seen of it
@@ -80,10 +81,8 @@ func (l *Log) Records(ctx context.Context, from uint64, limit int) (rows []Row, 
 		return nil, size, fmt.Errorf("%w: it has %d records", ErrRange, size)
 	}
 	limit = int(min(uint64(max(0, min(limit, maxRecords))), size-from))
-	// A row can be large, and most are small: the first few tell.
-	chunk, total := firstChunk, 0
-	for len(rows) < limit && total < maxRecordsBytes {
-		next, err := l.store.Rows(ctx, from+uint64(len(rows)), min(chunk, limit-len(rows)))
+	for total := 0; len(rows) < limit && total < maxRecordsBytes; {
+		next, err := l.store.Rows(ctx, from+uint64(len(rows)), min(rowsAtOnce, limit-len(rows)))
 		if err != nil {
 			return nil, size, fmt.Errorf("reading the audit log: %w", err)
 		}
@@ -94,9 +93,11 @@ func (l *Log) Records(ctx context.Context, from uint64, limit int) (rows []Row, 
 			if r.Seq != from+uint64(len(rows)) || len(r.Body) > MaxBody {
 				return nil, size, fmt.Errorf("%w: record %d is missing", ErrTampered, from+uint64(len(rows)))
 			}
-			rows, total = append(rows, r), total+len(r.Body)
+			if total += len(r.Body); total > maxRecordsBytes && len(rows) > 0 {
+				break
+			}
+			rows = append(rows, r)
 		}
-		chunk = max(1, (maxRecordsBytes-total)/(total/len(rows)+1))
 	}
 	return rows, size, nil
 }

@@ -124,9 +124,6 @@ func New(c Config) (*Service, error) {
 	if c.Now == nil {
 		c.Now = time.Now //nolint:forbidigo // the default of an injected clock
 	}
-	if c.Audit == nil {
-		c.Audit = unwired{} // until cmd/dstack-kms gives one
-	}
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("making the KMS service: %w", err)
 	}
@@ -155,12 +152,6 @@ func New(c Config) (*Service, error) {
 	return s, nil
 }
 
-type unwired struct{}
-
-func (unwired) Append(context.Context, audit.Event) (audit.Receipt, error) {
-	return audit.Receipt{}, nil
-}
-
 func (c *Config) check() error {
 	required := []struct {
 		name string
@@ -173,6 +164,7 @@ func (c *Config) check() error {
 		{"Authorizer", c.Authorizer != nil},
 		{"Appraiser", c.Appraiser != nil},
 		{"Images", c.Images != nil},
+		{"Audit", c.Audit != nil},
 		{"Log", c.Log != nil},
 	}
 	for _, r := range required {
