@@ -10,8 +10,8 @@ import (
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/gen/kms/v1/kmsv1connect"
 	"teekms/internal/audit"
-	"teekms/internal/registry"
 	"teekms/internal/osimage"
+	"teekms/internal/registry"
 	"teekms/internal/rpc"
 	"teekms/internal/serve"
 )

@@ -71,9 +71,12 @@ func checkWorkload(w *kmsv1.RegistryWorkload) error {
 	if len(w.GetAdvisoryIds()) > maxAdvisories {
 		return wrong("advisory_ids", fmt.Sprintf("%d of them, want at most %d", len(w.GetAdvisoryIds()), maxAdvisories))
 	}
-	for _, word := range append([]string{w.GetTcbStatus()}, w.GetAdvisoryIds()...) {
-		if len(word) > maxWordSize {
-			return wrong("advisory_ids", fmt.Sprintf("a word of %d bytes, want at most %d", len(word), maxWordSize))
+	if n := len(w.GetTcbStatus()); n > maxWordSize {
+		return wrong("tcb_status", fmt.Sprintf("%d bytes, want at most %d", n, maxWordSize))
+	}
+	for _, id := range w.GetAdvisoryIds() {
+		if len(id) > maxWordSize {
+			return wrong("advisory_ids", fmt.Sprintf("%d bytes, want at most %d", len(id), maxWordSize))
 		}
 	}
 	return nil
