@@ -3,6 +3,7 @@ package provision
 import (
 	"errors"
 	"net/url"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -64,8 +65,14 @@ func (e *databaseError) Unwrap() error { return e.error }
 const hiddenText = "the settings are refused; the reason is not shown because it repeats a secret"
 
 // minSecret is the length from which on a secret is looked for in texts:
-// shorter ones are in many words by chance.
-const minSecret = 4
+// shorter ones are in many sentences by chance, and so are words.
+const minSecret = 8
+
+// repeats tells whether a text holds a secret.
+func repeats(text, secret string) bool {
+	aWord := strings.Trim(secret, "abcdefghijklmnopqrstuvwxyz") == ""
+	return len(secret) >= minSecret && !aWord && strings.Contains(text, secret)
+}
 
 // hidden makes the errors of package storage public with all of their text, and
 // replaces any error that repeats a secret: no driver is trusted not to.
@@ -74,10 +81,8 @@ func hidden(err error, secrets []string) error {
 		return nil
 	}
 	text := err.Error()
-	for _, secret := range secrets {
-		if len(secret) >= minSecret && strings.Contains(text, secret) {
-			return &Refusal{Reason: hiddenText}
-		}
+	if slices.ContainsFunc(secrets, func(secret string) bool { return repeats(text, secret) }) {
+		return &Refusal{Reason: hiddenText}
 	}
 	for _, sentinel := range []error{storage.ErrConfig, storage.ErrWrongKey, storage.ErrIntegrity, storage.ErrUnavailable} {
 		if errors.Is(err, sentinel) {

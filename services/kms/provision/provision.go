@@ -46,9 +46,9 @@ type Config struct {
 	// Apply tries the settings, all of them, and takes them over: nil means that
 	// the KMS can start with them. Where it fails it must have changed nothing.
 	// One call runs at a time, within ApplyTimeout, whether or not the caller of
-	// Start waits for it. The text of a [Refusal] and those of the errors of
-	// packages storage and pkcs12 are shown to the caller; those of others are
-	// not. Required.
+	// Start waits for it. The text of a [Refusal] and those of errors that wrap
+	// the sentinels of storage or a *pkcs12.Error are shown to the caller; of
+	// others nothing is. Required.
 	Apply func(ctx context.Context, s Settings) (warnings []string, err error)
 	// Defaults hold where nothing is posted: what the command line and the
 	// configuration file name. A zero Database.Type stands for no database. Of a

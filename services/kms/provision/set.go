@@ -75,7 +75,7 @@ func completed(db storage.Config) (out storage.Config, named bool) {
 	if path, query, ok = strings.Cut(path, "?"); ok {
 		query = "?" + query
 	}
-	if authority != "" && !strings.Contains(rest, "@") {
+	if !strings.Contains(rest, "@") {
 		authority = "kms@" + authority
 	}
 	if named = strings.Trim(path, "/") != ""; !named {
