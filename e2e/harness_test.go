@@ -54,7 +54,7 @@ func runTests(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	buildDir = dir
-	return m.Run()
+	return servers.Main(m).Run()
 }
 
 // binary returns the path of a built command.

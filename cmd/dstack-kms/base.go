@@ -21,14 +21,16 @@ type base struct {
 	// certificate is the RPC certificate, renewal how it is made anew.
 	certificate *serve.Certificate
 	renewal     serve.RenewConfig
-	sockets     *sockets
+	// bootstrap is the socket of the configuration server, nil without one. The
+	// KMS takes it over where it is to listen on the same port.
+	bootstrap *socket
 	// stopping is closed when this process was told to end.
 	stopping <-chan struct{}
 }
 
 // newBase opens no listener and writes nothing.
 func newBase(n *node.Node, stopping <-chan struct{}) (b *base, err error) {
-	b = &base{Node: n, certificate: &serve.Certificate{}, sockets: &sockets{}, stopping: stopping}
+	b = &base{Node: n, certificate: &serve.Certificate{}, stopping: stopping}
 	if err := b.registerMetrics(); err != nil {
 		return nil, err
 	}
@@ -44,7 +46,9 @@ func newBase(n *node.Node, stopping <-chan struct{}) (b *base, err error) {
 
 func (b *base) close() {
 	b.images.Close()
-	b.sockets.close()
+	if b.bootstrap != nil {
+		b.bootstrap.close()
+	}
 }
 
 func (b *base) registerMetrics() (err error) {

@@ -23,10 +23,11 @@ import (
 // returns the KMS of that start. It returns nil when ctx ended before.
 func (b *base) configure(ctx context.Context) (*kmsServer, error) {
 	c := b.Config.Core.BootstrapServer
-	l, _, err := b.sockets.get(ctx, b.Config.RPC.Address, c.Port)
+	l, err := newSocket(ctx, b.Config.RPC.Address, c.Port)
 	if err != nil {
 		return nil, err
 	}
+	b.bootstrap = l
 	// What the KMS needs of this machine it needs now: who configures it learns
 	// that it cannot serve before there is anything to configure.
 	if err := b.certificate.Renew(ctx, b.renewal); err != nil {
@@ -59,7 +60,7 @@ func (b *base) configure(ctx context.Context) (*kmsServer, error) {
 		return nil, err
 	}
 	if ready.listeners[0].socket != l {
-		b.sockets.release(l)
+		l.close()
 	}
 	return ready, nil
 }
@@ -86,7 +87,7 @@ func (b *base) serveProvision(ctx context.Context, server *provision.Server, l *
 	if err != nil {
 		return err
 	}
-	accept, err := l.turn()
+	accept, err := l.turn(false)
 	if err != nil {
 		return err
 	}

@@ -44,13 +44,14 @@ func stateDir() (string, error) {
 	return own, nil
 }
 
-// writable makes a directory where it is missing, and tells whether files can be
-// made in it.
+// writable tells whether files can be made in a directory, or the directory
+// itself where it is missing. It makes nothing: whoever opens the database does.
 func writable(dir string) bool {
-	if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // the user of this process says where its state is kept
-		return false
+	err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS)
+	if errors.Is(err, unix.ENOENT) && dir != "/" {
+		return writable(filepath.Dir(dir))
 	}
-	return unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS) == nil
+	return err == nil
 }
 
 // databaseOf is the database that a configuration names.

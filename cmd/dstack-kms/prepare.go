@@ -63,11 +63,11 @@ func (b *base) prepare(ctx context.Context, from settings) (s *kmsServer, warnin
 	return s, append(warnings, s.db.Warnings()...), nil
 }
 
-// abandon closes what prepare opened, for a KMS that is not going to serve.
+// abandon closes what prepare opened.
 func (s *kmsServer) abandon(ctx context.Context) {
 	s.close(ctx)
 	for _, l := range s.opened {
-		s.sockets.release(l)
+		l.close()
 	}
 }
 

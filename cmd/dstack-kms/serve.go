@@ -33,7 +33,7 @@ func serveKMS(ctx context.Context, n *node.Node) error {
 	if s == nil || err != nil {
 		return err
 	}
-	defer s.close(ctx)
+	defer s.abandon(ctx)
 	return s.run(ctx)
 }
 
@@ -60,7 +60,7 @@ func (b *base) fromFile(ctx context.Context) (*kmsServer, error) {
 		err = s.recordStart(ctx)
 	}
 	if err != nil {
-		s.close(ctx)
+		s.abandon(ctx)
 		return nil, err
 	}
 	return s, nil
@@ -80,7 +80,7 @@ func (s *kmsServer) run(ctx context.Context) error {
 	background.Go(func() { s.RefreshCollateral(ctx) })
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range s.listeners {
-		accept, err := l.socket.turn()
+		accept, err := l.socket.turn(true)
 		if err != nil {
 			return err
 		}
@@ -113,25 +113,26 @@ type listener struct {
 	serve.Config
 }
 
-// openSockets opens the sockets of the KMS: those that are open already stay.
+// openSockets opens the sockets of the KMS.
 func (s *kmsServer) openSockets(ctx context.Context) error {
-	if err := s.openSocket(ctx, "KMS", s.Config.RPC.Address, s.Config.RPC.Port); err != nil {
+	c := s.Config
+	if s.bootstrap != nil && c.RPC.Port != 0 && c.RPC.Port == c.Core.BootstrapServer.Port {
+		s.listeners = []listener{{name: "KMS", socket: s.bootstrap}}
+	} else if err := s.openSocket(ctx, "KMS", c.RPC.Address, c.RPC.Port); err != nil {
 		return err
 	}
-	if c := s.Config.Core.Admin; c.Enabled {
-		return s.openSocket(ctx, "Admin", c.Address, c.Port)
+	if c.Core.Admin.Enabled {
+		return s.openSocket(ctx, "Admin", c.Core.Admin.Address, c.Core.Admin.Port)
 	}
 	return nil
 }
 
 func (s *kmsServer) openSocket(ctx context.Context, name, address string, port uint16) error {
-	l, opened, err := s.sockets.get(ctx, address, port)
+	l, err := newSocket(ctx, address, port)
 	if err != nil {
 		return err
 	}
-	if opened {
-		s.opened = append(s.opened, l)
-	}
+	s.opened = append(s.opened, l)
 	s.listeners = append(s.listeners, listener{name: name, socket: l})
 	return nil
 }

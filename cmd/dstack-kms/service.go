@@ -50,8 +50,8 @@ type kmsServer struct {
 	// attempt has the metrics of this KMS, which are nobody's business before it
 	// serves.
 	attempt *prometheus.Registry
-	// listeners are those of the KMS and of the Admin service, opened those of
-	// their sockets that were not open before.
+	// listeners are those of the KMS and of the Admin service, opened their
+	// sockets, unless the configuration server opened them.
 	listeners []listener
 	opened    []*socket
 }
