@@ -132,6 +132,11 @@ func (c *Client) post(ctx context.Context, path, contentType string, body []byte
 		return "", fmt.Errorf("making the request of %s: %w", path, err)
 	}
 	req.Header.Set("Content-Type", contentType)
+	if path != "/start" {
+		// The last value counts, so a call on a connection that the server just
+		// closed may be made again. Without a value this goes to the transport only.
+		req.Header["Idempotency-Key"] = nil
+	}
 	if c.cfg.Token.Len() > 0 {
 		req.Header.Set("Authorization", "Bearer "+string(c.cfg.Token.Bytes()))
 	}

@@ -142,7 +142,7 @@ func (f *bootstrapStartFlags) run(cmd *cobra.Command, env Environment) error {
 	if err != nil && cmd.Context().Err() != nil {
 		return errors.New("interrupted")
 	}
-	if refused, ok := errors.AsType[*bootstrapserver.AnswerError](err); ok && refused.Status == http.StatusUnauthorized && cfg.Token.Len() == 0 {
+	if refused, ok := errors.AsType[*bootstrapserver.AnswerError](err); ok && refused.Status == http.StatusUnauthorized && cfg.Token.Len() == 0 && cfg.Certificate == nil {
 		return fmt.Errorf("%w; give the token with --bootstrap-token-file", err)
 	}
 	return gaveUp(ctx, f.timeout, err)
