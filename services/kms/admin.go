@@ -34,7 +34,7 @@ type policyRegistry interface {
 type AdminConfig struct {
 	// Images is what ClearImageCache clears. Required.
 	Images imageCache
-	// Audit is the audit log of the database. Required.
+	// Audit is the audit log of the database; nil where there is none.
 	Audit *audit.Log
 	// Registry is the policy registry of the database, which administrators
 	// change whether it is the authority or not; nil where there is none.
@@ -94,19 +94,14 @@ func AdminAccess() rpc.Access {
 // not hand them out.
 var errRootsElsewhere = errors.New("root keys are not released here: core.kms_key_release is not \"admin\"")
 
-// AdminErrors maps the errors of the Admin service.
+// AdminErrors maps the errors of the Admin service. Those of releases go first:
+// their causes may be errors of the log or the database too.
 func AdminErrors() rpc.Table {
-	return append(append(rpc.Table{
+	return append(append(append(Errors(),
 		rpc.Is(osimage.ErrCacheKey, connect.CodeInvalidArgument, "invalid cache key"),
 		rpc.Is(errRootsElsewhere, connect.CodePermissionDenied, ""),
 		rpc.Is(errNotOpen, connect.CodeUnavailable, ""),
-		rpc.Is(audit.ErrRange, connect.CodeOutOfRange, ""),
-		rpc.Is(audit.ErrTampered, connect.CodeDataLoss, ""),
-		rpc.Is(audit.ErrRolledBack, connect.CodeDataLoss, ""),
-		rpc.Is(audit.ErrForked, connect.CodeDataLoss, ""),
-		rpc.Is(audit.ErrUnavailable, connect.CodeUnavailable, ""),
-		rpc.Is(audit.ErrClosed, connect.CodeUnavailable, ""),
-	}, registryErrors()...), Errors()...)
+	), auditErrors()...), registryErrors()...)
 }
 
 // ClearImageCache forgets downloaded images and measurements computed from

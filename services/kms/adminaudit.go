@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 
+	"connectrpc.com/connect"
 	"golang.org/x/mod/sumdb/tlog"
 
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/internal/audit"
+	"teekms/internal/rpc"
+	"teekms/internal/storage"
 )
 
 // errNotOpen refuses what needs a database.
@@ -18,6 +21,33 @@ const (
 	auditPage    = 256
 	auditPageMax = 1024
 )
+
+// auditErrors maps the errors of reading the log, and of appending to it.
+func auditErrors() rpc.Table {
+	return rpc.Table{
+		rpc.As(connect.CodeOutOfRange, func(e *rangeError) string { return e.Error() }),
+		rpc.Is(audit.ErrTampered, connect.CodeDataLoss, ""),
+		rpc.Is(audit.ErrRolledBack, connect.CodeDataLoss, ""),
+		rpc.Is(audit.ErrForked, connect.CodeDataLoss, ""),
+		rpc.Is(audit.ErrUnavailable, connect.CodeUnavailable, ""),
+		rpc.Is(audit.ErrClosed, connect.CodeUnavailable, ""),
+		rpc.Is(storage.ErrIntegrity, connect.CodeDataLoss, ""),
+		rpc.Is(storage.ErrUnavailable, connect.CodeUnavailable, ""),
+	}
+}
+
+// rangeError tells a caller how long the log is.
+type rangeError struct{ error }
+
+func (e *rangeError) Unwrap() error { return e.error }
+
+// public lets a caller see what of an error is his own doing.
+func public(err error) error {
+	if errors.Is(err, audit.ErrRange) {
+		return &rangeError{err}
+	}
+	return err
+}
 
 // ListAudit gives records of the audit log.
 func (a *Admin) ListAudit(ctx context.Context, r *kmsv1.ListAuditRequest) (*kmsv1.ListAuditResponse, error) {
@@ -30,7 +60,7 @@ func (a *Admin) ListAudit(ctx context.Context, r *kmsv1.ListAuditRequest) (*kmsv
 	}
 	rows, size, err := a.audit.Records(ctx, r.GetFrom(), limit)
 	if err != nil {
-		return nil, err
+		return nil, public(err)
 	}
 	res := &kmsv1.ListAuditResponse{Size: size}
 	for _, row := range rows {
@@ -63,7 +93,7 @@ func (a *Admin) ProveAudit(ctx context.Context, r *kmsv1.ProveAuditRequest) (*km
 	}
 	row, size, proof, err := a.audit.ProveRecord(ctx, r.GetSeq(), r.GetTreeSize())
 	if err != nil {
-		return nil, err
+		return nil, public(err)
 	}
 	return &kmsv1.ProveAuditResponse{Record: auditRecord(row), TreeSize: size, Proof: hashes(proof)}, nil
 }
@@ -76,7 +106,7 @@ func (a *Admin) ProveAuditConsistency(ctx context.Context, r *kmsv1.ProveAuditCo
 	}
 	size, proof, err := a.audit.ProveTree(ctx, r.GetOldSize(), r.GetNewSize())
 	if err != nil {
-		return nil, err
+		return nil, public(err)
 	}
 	return &kmsv1.ProveAuditConsistencyResponse{NewSize: size, Proof: hashes(proof)}, nil
 }

@@ -195,7 +195,7 @@ func prpcRequest(b *testing.B, method string, m proto.Message) []byte {
 }
 
 // admitted is the context of a call from the workload, as the chain makes it.
-func (r *releaseBench) admitted(b *testing.B) context.Context {
+func (r *releaseBench) admitted(b testing.TB) context.Context {
 	b.Helper()
 	server, err := ratls.NewServer(ratls.ServerConfig{
 		Appraiser:    r.w.appraiser,

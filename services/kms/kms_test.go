@@ -290,6 +290,7 @@ func TestNewRefusals(t *testing.T) {
 		{"no authority", func(c *kms.Config) { c.Authorizer = nil }, "Authorizer is required"},
 		{"no appraiser", func(c *kms.Config) { c.Appraiser = nil }, "Appraiser is required"},
 		{"no images", func(c *kms.Config) { c.Images = nil }, "Images is required"},
+		{"no audit log", func(c *kms.Config) { c.Audit = nil }, "Audit is required"},
 		{"no log", func(c *kms.Config) { c.Log = nil }, "Log is required"},
 		{"another root", func(c *kms.Config) { c.Keys.Roots = other }, "the root certificate is not of the root key"},
 		{"not PEM", func(c *kms.Config) { c.Keys.TempCertificate = []byte{0xff} }, "certificates are not PEM"},

@@ -60,10 +60,14 @@ func NewStore() *Store {
 }
 
 // NewLog returns a log on store, with keys that are the same for every log of
-// tests, until the test ends.
-func NewLog(tb testing.TB, store audit.Store) *audit.Log {
+// tests, until the test ends; change may adjust its configuration.
+func NewLog(tb testing.TB, store audit.Store, change ...func(*audit.Config)) *audit.Log {
 	tb.Helper()
-	l, err := audit.New(audit.Config{Store: store, Identity: Identity(), Log: zap.NewNop()})
+	c := audit.Config{Store: store, Identity: Identity(), Log: zap.NewNop()}
+	for _, f := range change {
+		f(&c)
+	}
+	l, err := audit.New(c)
 	if err != nil {
 		tb.Fatal(err)
 	}
