@@ -32,6 +32,7 @@ func TestManualPagesAreCurrent(t *testing.T) {
 		}},
 		manual.Section{Title: "ENVIRONMENT", Entries: [][2]string{
 			{"KMS_CLI_CONF", "The client file, which must be there then. Without it kmsctl bootstrap-start reads ~/.cosmian/kms.json where there is one."},
+			{"KMSCTL_ADMIN, KMSCTL_ADMIN_TOKEN", "Admin listener and token of kmsctl registry and kmsctl audit, where no flag gives them."},
 			{"DSTACK_AGENT_ADDRESS", "Where the guest agent is that attests for kmsctl app."},
 			{"NO_COLOR", "Where it is not empty, nothing is printed in color."},
 		}},

@@ -156,7 +156,16 @@ func (w *writer) options(c *cobra.Command) {
 	c.InitDefaultHelpFlag()
 	c.InitDefaultVersionFlag()
 	w.heading("OPTIONS")
-	c.Flags().VisitAll(func(f *pflag.Flag) {
+	w.flags(c.LocalFlags())
+	if inherited := c.InheritedFlags(); inherited.HasAvailableFlags() {
+		w.line(".SS %s", quoted("Options of all these commands"))
+		w.flags(inherited)
+	}
+}
+
+func (w *writer) flags(flags *pflag.FlagSet) {
+	flags.SortFlags = false
+	flags.VisitAll(func(f *pflag.Flag) {
 		if f.Hidden {
 			return
 		}
@@ -169,7 +178,7 @@ func (w *writer) options(c *cobra.Command) {
 			term += ` \fI` + escaped(value) + `\fR`
 		}
 		switch f.DefValue {
-		case "", "false", "[]":
+		case "", "false", "[]", "0":
 		default:
 			text += " (default " + f.DefValue + ")"
 		}

@@ -24,6 +24,7 @@ func root() *cobra.Command {
 	if err := one.Flags().MarkHidden("secret"); err != nil {
 		panic(err)
 	}
+	top.PersistentFlags().Bool("loud", false, "say more")
 	hidden := &cobra.Command{Use: "hidden", Short: "Not shown", Hidden: true, Run: func(*cobra.Command, []string) {}}
 	top.AddCommand(one, hidden)
 	return top
@@ -67,6 +68,10 @@ Ask nobody.
 .TP
 \fB\-h\fR, \fB\-\-help\fR
 Help for one.
+.SS "Options of all these commands"
+.TP
+\fB\-\-loud\fR
+Say more.
 .SH "EXAMPLES"
 .RS 4
 .nf
@@ -101,6 +106,9 @@ Do one thing. See tool\-one(1).
 .TP
 \fB\-h\fR, \fB\-\-help\fR
 Help for tool.
+.TP
+\fB\-\-loud\fR
+Say more.
 .TP
 \fB\-v\fR, \fB\-\-version\fR
 Version for tool.
