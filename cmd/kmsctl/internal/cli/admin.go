@@ -28,7 +28,7 @@ import (
 // The environment variables that stand for flags which are not given.
 const (
 	envAdminURL   = "KMSCTL_ADMIN"
-	envAdminToken = "KMSCTL_ADMIN_TOKEN"
+	envAdminToken = "KMSCTL_ADMIN_TOKEN" //nolint:gosec // the name of a variable
 )
 
 func adminService() protoreflect.ServiceDescriptor {
