@@ -18,6 +18,10 @@ import (
 // greatest size, in hexadecimal.
 const MaxMessage = 2*maxUpload + 4<<10
 
+// MaxConnections is how many connections at once are enough for this service: a
+// bound for its listener (serve.Limits), because each may hold a message.
+const MaxConnections = 64
+
 // answerTime is what a call gets beyond the time that its Apply may take.
 const answerTime = 5 * time.Second
 

@@ -103,7 +103,7 @@ func (w *world) apply(ctx context.Context, s provision.Settings) ([]string, erro
 		if err != nil {
 			return nil, &provision.Refusal{Reason: err.Error(), Err: err}
 		}
-		return warnings, db.Close()
+		return warnings, db.Close() //nolint:contextcheck // a Close has none
 	default:
 		return warnings, nil
 	}
