@@ -126,23 +126,24 @@ func TestDatabaseThatLies(t *testing.T) {
 			}
 			good := store.State()
 			store.SetState(tt.change(t, store.State(), before))
-			size := len(store.State().Rows)
 			if tt.want == nil {
 				if err := l.Check(t.Context()); !errors.Is(err, audit.ErrTampered) || !strings.Contains(err.Error(), tt.check) {
 					t.Errorf("Check() = %v, want ErrTampered: %s", err, tt.check)
 				}
 				return
 			}
-			for name, call := range map[string]func() error{
-				"Append":      func() error { _, err := l.Append(t.Context(), event(10)); return err },
-				"Check":       func() error { return l.Check(t.Context()) },
-				"Checkpoint":  func() error { _, err := l.Checkpoint(t.Context()); return err },
-				"Records":     func() error { return second(l.Records(t.Context(), 0, 1)) },
-				"ProveRecord": func() error { return fourth(l.ProveRecord(t.Context(), 0, 0)) },
-				"ProveTree":   func() error { return second(l.ProveTree(t.Context(), 1, 0)) },
+			if err := l.Check(t.Context()); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("Check() = %v, want %v: %s", err, tt.want, tt.text)
+			}
+			for name, err := range map[string]error{
+				"Append":      errOf(l.Append(t.Context(), event(10))),
+				"Checkpoint":  errOf(l.Checkpoint(t.Context())),
+				"Records":     second(l.Records(t.Context(), 0, 1)),
+				"ProveRecord": fourth(l.ProveRecord(t.Context(), 0, 0)),
+				"ProveTree":   second(l.ProveTree(t.Context(), 1, 0)),
 			} {
-				if err := call(); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) && name != "Append" && size <= 13 && tt.want != audit.ErrForked {
-					t.Errorf("%s() = %v, want %v: %s", name, err, tt.want, tt.text)
+				if !errors.Is(err, tt.want) {
+					t.Errorf("%s() = %v, want %v", name, err, tt.want)
 				}
 			}
 			if logs.FilterMessage("the audit log is not as it was").Len() != 1 {

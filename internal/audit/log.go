@@ -107,7 +107,7 @@ func New(c Config) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening audit log: %w", err)
 	}
-	vkey, err := c.Identity.VerifierKey()
+	vkey, err := c.VerifierKey()
 	if err != nil {
 		return nil, fmt.Errorf("opening audit log: %w", err)
 	}

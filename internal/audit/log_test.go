@@ -569,6 +569,8 @@ func TestRecordsComeInOrderAndBounded(t *testing.T) {
 	}
 }
 
+func errOf[A any](_ A, err error) error { return err }
+
 func second[A, B any](_ A, _ B, err error) error { return err }
 
 func fourth[A, B, C any](_ A, _ B, _ C, err error) error { return err }

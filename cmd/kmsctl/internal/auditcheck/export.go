@@ -24,17 +24,16 @@ const maxLine = 2 << 20
 // line is a line of an export: the first has the format, the last the head, and
 // those between have records.
 type line struct {
-	Format string  `json:"format,omitempty"`
-	Seq    *uint64 `json:"seq,omitempty"`
-	Body   []byte  `json:"body,omitempty"`
-	*headLine
+	Format       string  `json:"format,omitempty"`
+	Seq          *uint64 `json:"seq,omitempty"`
+	Body         []byte  `json:"body,omitempty"`
+	Checkpoint   string  `json:"checkpoint,omitempty"`
+	Key          string  `json:"key,omitempty"`
+	KeySignature []byte  `json:"key_signature,omitempty"`
 }
 
-type headLine struct {
-	Checkpoint   string `json:"checkpoint"`
-	Key          string `json:"key"`
-	KeySignature []byte `json:"key_signature"`
-}
+// last says whether it is the last line.
+func (l *line) last() bool { return l.Checkpoint != "" }
 
 // Export writes a log to w as it is verified: a file that can be verified
 // without the KMS. Where the log does not verify, the file has no last line.
@@ -50,8 +49,7 @@ func Export(ctx context.Context, w io.Writer, s Source, o Options) (*Report, err
 	if err != nil {
 		return nil, errors.Join(err, buffered.Flush())
 	}
-	h := headLine(r.Head)
-	if err := enc.Encode(line{headLine: &h}); err != nil {
+	if err := enc.Encode(line{Checkpoint: r.Head.Checkpoint, Key: r.Head.Key, KeySignature: r.Head.KeySignature}); err != nil {
 		return nil, err
 	}
 	return r, buffered.Flush()
@@ -127,13 +125,13 @@ func (f *File) Head(ctx context.Context) (Head, error) {
 			return Head{}, err
 		case l == nil:
 			return Head{}, findingf(Truncated, "the file ends without a checkpoint")
-		case l.headLine == nil:
+		case !l.last():
 			continue
 		}
 		if more, err := f.line(); err != nil || more != nil {
 			return Head{}, errors.Join(findingf(Malformed, "there is more after the checkpoint"), err)
 		}
-		return Head(*l.headLine), f.restart()
+		return Head{Checkpoint: l.Checkpoint, Key: l.Key, KeySignature: l.KeySignature}, f.restart()
 	}
 	return Head{}, ctx.Err()
 }
@@ -144,7 +142,7 @@ func (f *File) Records(_ context.Context, from uint64) ([][]byte, error) {
 		return nil, fmt.Errorf("reading record %d of a file where it is at %d", from, f.next)
 	}
 	l, err := f.line()
-	if err != nil || l == nil || l.headLine != nil {
+	if err != nil || l == nil || l.last() {
 		return nil, err
 	}
 	if l.Seq == nil || *l.Seq != f.next {

@@ -219,7 +219,7 @@ func (r running) prove(ctx context.Context, seq, size uint64, head auditcheck.He
 	if err != nil {
 		return nil, err
 	}
-	return &auditcheck.Proof{Body: res.GetRecord().GetBody(), Path: path, Head: head}, nil
+	return &auditcheck.Proof{Seq: seq, Body: res.GetRecord().GetBody(), Path: path, Head: head}, nil
 }
 
 // continuation gets the proof that one tree begins with another.

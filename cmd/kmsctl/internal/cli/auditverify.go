@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"teekms/cmd/kmsctl/internal/auditcheck"
-	"teekms/cmd/kmsctl/internal/status"
 	"teekms/cmd/kmsctl/internal/terminal"
 	"teekms/internal/audit"
 )
@@ -317,11 +316,8 @@ func (f *auditProveFlags) run(cmd *cobra.Command, args []string, env Environment
 	if err != nil {
 		return auditCode(err)
 	}
-	if len(args) == 1 && strconv.FormatUint(r.Seq, 10) != args[0] {
-		return status.WithCode(status.NotVerified, fmt.Errorf("the KMS proves record %d, not record %s", r.Seq, args[0]))
-	}
 	if f.out != "" {
-		text, err := proof.Marshal(r.Seq)
+		text, err := proof.Marshal()
 		if err != nil {
 			return err
 		}
