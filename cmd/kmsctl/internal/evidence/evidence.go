@@ -114,7 +114,10 @@ func parseCertificate(der []byte) (*File, error) {
 		return nil, errors.New("the certificate carries no Evidence")
 	}
 	usage, err := ratls.Usage(c)
-	return &File{Evidence: ev, Certificate: c, OfKMS: usage == keys.UsageRPC}, err
+	if err != nil {
+		return nil, err
+	}
+	return &File{Evidence: ev, Certificate: c, OfKMS: usage == keys.UsageRPC}, nil
 }
 
 // parseJSON reads a record, or what a guest agent answers. Names that neither
@@ -143,7 +146,10 @@ func parseJSON(text []byte) (*File, error) {
 			return nil, fmt.Errorf("attestation: %w", err)
 		}
 		ev, err := fromAttestation(b)
-		return &File{Evidence: ev}, err
+		if err != nil {
+			return nil, fmt.Errorf("attestation: %w", err)
+		}
+		return &File{Evidence: ev}, nil
 	}
 	quote, err := unhex(answer.Quote)
 	if err != nil {
