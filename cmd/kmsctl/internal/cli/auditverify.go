@@ -279,9 +279,9 @@ func newAuditProve(env Environment, admin *adminFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prove {SEQ --admin URL | --file PROOF} {--root-ca FILE | --dir CERTDIR | --info FILE}",
 		Short: "Prove that a record is in the log, without showing the others",
-		Long: `Get the proof that record SEQ is in the tree of the signed checkpoint, verify it,
-and show the record. --out keeps the proof in a file that needs nothing else but
-the root CA certificate; --file verifies such a file.`,
+		Long: `Get the proof that record SEQ is in the tree of the signed checkpoint, verify
+it, and show the record. --out keeps the proof in a file that needs nothing else
+but the root CA certificate; --file verifies such a file.`,
 		Example: `  kmsctl audit prove 42 --admin https://kms.example.com:9101 --root-ca root-ca.crt --out release-42.json
   kmsctl audit prove --file release-42.json --root-ca root-ca.crt`,
 		Args: cobra.ArbitraryArgs,

@@ -21,6 +21,7 @@ func sections() map[string][]string {
 		"verify": {"## verify"}, "meta": {"## meta"}, "bootstrap": {"## bootstrap"}, "onboard": {"## onboard"}, "finish": {"## finish"},
 		"bootstrap-start": {"## bootstrap-start"},
 		"app key":         {"## app"}, "app cert": {"## app"}, "app env-pubkey": {"## app"}, "simulator": {"## simulator"}, "demo": {"## demo"},
+		"audit list": {"## audit"}, "audit verify": {"## audit"}, "audit checkpoint": {"## audit"}, "audit prove": {"## audit"}, "audit export": {"## audit"},
 	}
 }
 
@@ -73,7 +74,7 @@ func flagsIn(text string) []string {
 // with -update to write it.
 func TestHelp(t *testing.T) {
 	var all strings.Builder
-	for _, command := range append([]string{"", "app"}, slices.Sorted(maps.Keys(sections()))...) {
+	for _, command := range append([]string{"", "app", "audit"}, slices.Sorted(maps.Keys(sections()))...) {
 		code, help, stderr := run(t.Context(), append(strings.Fields(command), "--help")...)
 		if code != status.OK || stderr != "" {
 			t.Fatalf("kmsctl %s --help = %d, %q", command, code, stderr)
