@@ -42,9 +42,17 @@ type Config struct {
 type Policy struct {
 	store     Store
 	committer Committer
-	// gateway is the gateway as it was seen last. It is believed only where the
-	// store confirms it: it saves a question, not an answer.
-	gateway atomic.Pointer[string]
+	// known is the gateway as it was seen last. It is believed only where the
+	// read that the decision rests on confirms it: it saves a question, not an
+	// answer.
+	known atomic.Pointer[knownGateway]
+}
+
+// knownGateway is a gateway, empty for none, that was read after the rules had
+// that revision.
+type knownGateway struct {
+	value    string
+	revision uint64
 }
 
 // New returns the policy of a store.
@@ -96,8 +104,8 @@ type matched struct {
 	rules    []Rule
 	found    []bool
 	revision uint64
-	// gateway is the one that was confirmed, empty where none was.
-	gateway string
+	// gateway is the one that was confirmed, nil where none was.
+	gateway *knownGateway
 }
 
 func (m *matched) exists(r Rule) bool {
@@ -113,12 +121,9 @@ func (m *matched) exists(r Rule) bool {
 // gateway is still what it was, or any.
 func (p *Policy) match(ctx context.Context, checks []check, withGateway bool) (*matched, error) {
 	m := &matched{rules: rulesOf(checks)}
-	last := ""
-	if withGateway {
-		if g := p.gateway.Load(); g != nil {
-			last = *g
-			m.rules = append(m.rules, Rule{Kind: Gateway, Value: last})
-		}
+	known := p.known.Load()
+	if withGateway && known != nil && known.value != "" {
+		m.rules = append(m.rules, Rule{Kind: Gateway, Value: known.value})
 	}
 	var err error
 	if m.found, m.revision, err = p.store.Match(ctx, m.rules); err != nil {
@@ -127,17 +132,30 @@ func (p *Policy) match(ctx context.Context, checks []check, withGateway bool) (*
 	if len(m.found) != len(m.rules) {
 		return nil, fmt.Errorf("reading rules of the registry: %d answers to %d questions", len(m.found), len(m.rules))
 	}
-	if last != "" && m.exists(Rule{Kind: Gateway, Value: last}) {
-		m.gateway = last
+	switch {
+	case !withGateway || known == nil:
+	case known.revision == m.revision:
+		// Revisions only grow: nothing has changed since before it was read.
+		m.gateway = known
+	case known.value != "" && m.exists(Rule{Kind: Gateway, Value: known.value}):
+		m.gateway = &knownGateway{known.value, m.revision}
+		p.known.Store(m.gateway)
 	}
 	return m, nil
 }
 
+// gatewayOf returns the gateway of a decision. Where the read that it rests on
+// did not confirm one, it asks.
 func (p *Policy) gatewayOf(ctx context.Context, m *matched) (string, error) {
-	if m.gateway != "" {
-		return m.gateway, nil
+	if m.gateway != nil {
+		return m.gateway.value, nil
 	}
-	return p.Gateway(ctx)
+	value, err := p.Gateway(ctx)
+	if err != nil {
+		return "", err
+	}
+	p.known.Store(&knownGateway{value, m.revision})
+	return value, nil
 }
 
 // Gateway returns the application id of the gateway, Any, or empty where none is
@@ -150,12 +168,9 @@ func (p *Policy) Gateway(ctx context.Context) (string, error) {
 	case len(entries) > 1:
 		return "", ErrGateways
 	case len(entries) == 0:
-		p.gateway.Store(nil)
 		return "", nil
 	}
-	value := entries[0].Value
-	p.gateway.Store(&value)
-	return value, nil
+	return entries[0].Value, nil
 }
 
 // Revision returns the revision of the rules, 0 before the first change.

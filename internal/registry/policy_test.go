@@ -251,16 +251,28 @@ func (c *counting) List(ctx context.Context, q registry.Query) ([]registry.Entry
 }
 
 func TestADecisionIsOneQuestion(t *testing.T) {
-	store := &counting{Store: storeOf(t, full()...)}
-	p := policyOf(t, store)
-	for _, w := range []registry.Workload{app(), app(), app(), kms()} {
-		if d, err := p.Decide(t.Context(), w); err != nil || !d.Allowed {
-			t.Fatalf("Decide() = %+v, %v, want it allowed", d, err)
-		}
-	}
-	// The gateway is asked for once, and confirmed after.
-	if store.matches != 4 || store.lists != 1 {
-		t.Errorf("4 decisions are %d + %d questions, want 4 + 1", store.matches, store.lists)
+	for name, rules := range map[string][]string{"a gateway": full(), "no gateway": without("gateway")} {
+		t.Run(name, func(t *testing.T) {
+			inner := storeOf(t, rules...)
+			store := &counting{Store: inner}
+			p := policyOf(t, store)
+			for range 2 {
+				for _, w := range []registry.Workload{app(), app(), app(), kms()} {
+					if d, err := p.Decide(t.Context(), w); err != nil || !d.Allowed {
+						t.Fatalf("Decide() = %+v, %v, want it allowed", d, err)
+					}
+				}
+				state := inner.State()
+				state.Revision++
+				inner.SetState(state)
+			}
+			// The gateway is asked for once, and confirmed after; that there is
+			// none is asked for once in each revision.
+			want := map[string]int{"a gateway": 1, "no gateway": 2}[name]
+			if store.matches != 8 || store.lists != want {
+				t.Errorf("8 decisions are %d + %d questions, want 8 + %d", store.matches, store.lists, want)
+			}
+		})
 	}
 }
 
