@@ -257,7 +257,7 @@ func TestBootstrapStartOnEveryDatabase(t *testing.T) {
 	}{
 		{"sqlite", []string{"--sqlite-path", filepath.Join(dir, "plain")}, "Sqlite"},
 		{"sqlite-enc", []string{"--sqlite-path", filepath.Join(dir, "encrypted")}, "Sqlite Enc."},
-		{"sqlite-enc", []string{"--sqlite-path", filepath.Join(dir, "own-key"), "--sqlite-master-password-file", file("MarkerOfASecret!")}, "Sqlite Enc."},
+		{"sqlite-enc", []string{"--sqlite-path", filepath.Join(dir, "own key"), "--sqlite-master-password-file", file("MarkerOfASecret!")}, "Sqlite Enc."},
 		{"postgresql", []string{"--database-url-file", database(server.PostgreSQL)}, "PostgreSQL"},
 		{"mysql", []string{"--database-url-file", database(server.MariaDB)}, "MySql/MariaDB"},
 		{"redis-findex", []string{"--database-url-file", database(server.Redis), "--redis-master-password-file", file("MarkerOfASecret!"), "--redis-findex-label", "label"}, "Redis-Findex"},

@@ -27,8 +27,13 @@ func newDemo(env Environment) *cobra.Command {
 in a simulated trust domain, their quote is verified link by link, dstack-kms
 serves from them, and what it serves is verified again. An application gets its
 keys and a certificate, a changed one is denied by a webhook, and a second KMS
-fetches the root keys and derives the same. Then the KMS stays up, with the
-commands to try, until interrupted.
+fetches the root keys and derives the same.
+
+In a second act that one starts again without a configuration. kmsctl
+bootstrap-start verifies it and gives it a database and a certificate; rules in
+its registry deny the application its keys, then release them; and its audit log
+is verified. Then the first KMS stays up, with the commands to try, until
+interrupted.
 
 It needs no root, no network and no TDX. dstack-onboard and dstack-kms are
 looked for beside kmsctl, then in PATH.`,
@@ -37,10 +42,14 @@ looked for beside kmsctl, then in PATH.`,
   kmsctl demo --dir ./demo`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			self, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("looking for this program: %w", err)
+			}
 			return demo.Run(cmd.Context(), demo.Config{
 				Dir: f.dir, Exit: f.exit, JSON: f.json,
 				Printer: env.printer(), Stdout: env.Stdout, Stderr: env.Stderr,
-				Find: findProgram, Now: env.Now,
+				Find: findProgram, Self: self, Now: env.Now,
 			})
 		},
 	}

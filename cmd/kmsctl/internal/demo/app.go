@@ -41,6 +41,12 @@ func (d *demo) startAuthority(ctx context.Context) (_ string, err error) {
 
 // dial connects to a KMS as an application with this compose file.
 func (d *demo) dial(ctx context.Context, url, compose string) (*client.Client, error) {
+	return d.dialAs(ctx, url, "", compose)
+}
+
+// dialAs is dial for a KMS that shows its own certificate only to who asks for
+// its name.
+func (d *demo) dialAs(ctx context.Context, url, name, compose string) (*client.Client, error) {
 	root, err := os.ReadFile(d.path(certsDir, caFile))
 	if err != nil {
 		return nil, fmt.Errorf("reading the root certificate: %w", err)
@@ -52,7 +58,7 @@ func (d *demo) dial(ctx context.Context, url, compose string) (*client.Client, e
 		return nil, err
 	}
 	return client.Dial(ctx, client.Config{
-		URL: url, CACert: root, Attester: attester, Now: d.cfg.Now,
+		URL: url, ServerName: name, CACert: root, Attester: attester, Now: d.cfg.Now,
 		Trust: client.Trust{RootFile: d.path(tdDir, rootFile), CollateralDir: d.path(tdDir)},
 		// The root key that Bootstrap answered with must have signed.
 		K256Root: d.record.GetK256Pubkey(),

@@ -49,8 +49,9 @@ type Config struct {
 	// Printer writes for people, Stdout gets JSON, Stderr logs of what failed.
 	Printer        *terminal.Printer
 	Stdout, Stderr io.Writer
-	// Find returns the path of a program of this product.
+	// Find returns the path of a program of this product; Self is that of kmsctl.
 	Find func(name string) (string, error)
+	Self string
 	// Now is the clock.
 	Now func() time.Time
 }
@@ -101,6 +102,12 @@ type demo struct {
 	// Of the second KMS.
 	secondOnboardPort, secondPort *reservation
 	secondOnboarder, second       *process
+
+	// Of the second act: the second KMS again, with a configuration that it was
+	// given over RA-TLS.
+	mrtd                                string // of the KMS that was verified last
+	thirdPort, bootstrapPort, adminPort *reservation
+	third                               *process
 }
 
 type step struct {
@@ -110,7 +117,7 @@ type step struct {
 }
 
 func (d *demo) steps() []step {
-	return []step{
+	first := []step{
 		{"find the programs", (*demo).findPrograms},
 		{"start a webhook", (*demo).startAuthority},
 		{"write the configuration", (*demo).configure},
@@ -127,6 +134,7 @@ func (d *demo) steps() []step {
 		{"onboard a second KMS", (*demo).onboardPeer},
 		{"get the same keys there", (*demo).sameKeys},
 	}
+	return append(first, d.secondAct()...)
 }
 
 // do does one step within its time and tells how it went.
@@ -207,7 +215,9 @@ func (d *demo) showLog(p *process) {
 // cleanUp ends the servers and removes what is not to be kept.
 func (d *demo) cleanUp() error {
 	var errs []error
-	for _, r := range []*reservation{d.onboardPort, d.port, d.secondOnboardPort, d.secondPort} {
+	for _, r := range []*reservation{
+		d.onboardPort, d.port, d.secondOnboardPort, d.secondPort, d.thirdPort, d.bootstrapPort, d.adminPort,
+	} {
 		if r != nil {
 			r.release()
 		}
@@ -232,7 +242,7 @@ func (d *demo) cleanUp() error {
 
 // processes are all that were started, nil for those that were not.
 func (d *demo) processes() []*process {
-	return []*process{d.onboarder, d.kms, d.secondOnboarder, d.second}
+	return []*process{d.onboarder, d.kms, d.secondOnboarder, d.second, d.third}
 }
 
 func (d *demo) path(elem ...string) string { return filepath.Join(append([]string{d.dir}, elem...)...) }

@@ -64,12 +64,17 @@ func (p *process) run(started chan<- error, out *os.File) {
 	p.err = errors.Join(p.err, out.Close())
 }
 
-// environment leaves out what would change the configuration of the servers.
+// environment leaves out what would change the configuration of the servers, or
+// that of kmsctl.
 func environment(environ []string) []string {
 	var kept []string
 	for _, e := range environ {
 		name, _, _ := strings.Cut(e, "=")
-		if !strings.HasPrefix(name, "DSTACK_") && name != "ADMIN_API_TOKEN" {
+		ours := name == "ADMIN_API_TOKEN"
+		for _, prefix := range []string{"DSTACK_", "KMS_", "KMSCTL_"} {
+			ours = ours || strings.HasPrefix(name, prefix)
+		}
+		if !ours {
 			kept = append(kept, e)
 		}
 	}

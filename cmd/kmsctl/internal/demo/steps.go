@@ -61,14 +61,14 @@ func (d *demo) configure(ctx context.Context) (string, error) {
 		}
 	}
 	for _, c := range []struct {
-		file, certs   string
-		port, onboard *reservation
+		file, certs, db string
+		port, onboard   *reservation
 	}{
-		{configFile, certsDir, d.port, d.onboardPort},
-		{secondConfig, secondCerts, d.secondPort, d.secondOnboardPort},
+		{configFile, certsDir, "db", d.port, d.onboardPort},
+		{secondConfig, secondCerts, "db-2", d.secondPort, d.secondOnboardPort},
 	} {
-		text := fmt.Sprintf(configText, c.port.port, quoted(d.path(c.certs)), c.onboard.port, quoted(d.authority.url),
-			quoted(d.path(tdDir)), quoted(d.path(tdDir, rootFile)))
+		text := fmt.Sprintf(configText, c.port.port, quoted(d.path(c.certs)), c.onboard.port, quoted(d.path(c.db)), quoted(d.authority.url)) +
+			fmt.Sprintf(simulatedText, quoted(d.path(tdDir)), quoted(d.path(tdDir, rootFile)))
 		if err := os.WriteFile(d.path(c.file), []byte(text), 0o644); err != nil {
 			return "", fmt.Errorf("writing configuration: %w", err)
 		}
@@ -123,13 +123,19 @@ cert_dir = %s
 address = "127.0.0.1"
 port = %d
 
+# The audit log.
+[core.database]
+path = %s
+
 # Who may have keys is for the demonstration's own webhook to decide.
 [core.auth_api]
 type = "webhook"
 
 [core.auth_api.webhook]
 url = %s
+`
 
+const simulatedText = `
 # There is no image to compare a software trust domain with.
 [core.image]
 verify = false
@@ -264,6 +270,9 @@ func (d *demo) verify(ctx context.Context, s *subject.Subject) (string, error) {
 		return "", err
 	}
 	d.links = report.Links
+	if report.Claims != nil {
+		d.mrtd = report.Claims.MRTD
+	}
 	return fmt.Sprintf("to the simulated root %s", report.TrustRootSHA256), report.Err()
 }
 
