@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -236,4 +237,27 @@ func TestLeavesAreChecked(t *testing.T) {
 func weakRSA(t *testing.T) crypto.Signer {
 	t.Setenv("GODEBUG", "rsa1024min=0")
 	return must(rsa.GenerateKey(rand.Reader, 1024))
+}
+
+// TestFilesOfKeytool opens what Java's tool wrote, once: testdata/README.md.
+func TestFilesOfKeytool(t *testing.T) {
+	open := func(name string) (tls.Certificate, error) {
+		cert, warnings, err := pkcs12.Open(must(os.ReadFile("testdata/keytool-"+name+".p12")), secret("changeit"), now)
+		if err == nil && !slices.Contains(warnings, "The certificate in the PKCS#12 file is self-signed.") {
+			t.Errorf("%s: warnings = %q", name, warnings)
+		}
+		return cert, err
+	}
+	for _, name := range []string{"rsa", "p256", "ed25519", "legacy"} {
+		cert, err := open(name)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if err := handshake(t, cert, cert.Leaf); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_, err := open("two-keys")
+	wantRefusal(t, err, "it holds several keys: export the one of the server")
 }

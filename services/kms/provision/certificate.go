@@ -37,9 +37,9 @@ type CertificateConfig struct {
 	// DNS name it is a subject alternative name too.
 	CommonName string
 	// Names are further subject alternative names, DNS names and IP addresses:
-	// host name and addresses of the machine. Those that are neither are left
-	// out, as host names are often no DNS names. localhost, 127.0.0.1 and ::1
-	// are always there.
+	// host name and addresses of the machine. Those that are neither, as host
+	// names often are, and 0.0.0.0 are left out. localhost, 127.0.0.1 and ::1 are
+	// always there.
 	Names []string
 	// Evidence makes the extensions that tie Evidence to the certificate's key,
 	// given in DER (SubjectPublicKeyInfo); nil makes a certificate without.
@@ -127,6 +127,9 @@ func template(c CertificateConfig, spki []byte) (*x509.Certificate, error) {
 func addNames(t *x509.Certificate, names []string) {
 	for _, name := range names {
 		if addr, err := netip.ParseAddr(name); err == nil {
+			if addr.IsUnspecified() {
+				continue // to listen on, not to be reached at
+			}
 			ip := net.IP(addr.Unmap().WithZone("").AsSlice())
 			if !slices.ContainsFunc(t.IPAddresses, func(known net.IP) bool { return known.Equal(ip) }) {
 				t.IPAddresses = append(t.IPAddresses, ip)

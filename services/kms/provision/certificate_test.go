@@ -27,7 +27,7 @@ import (
 func TestNewCertificate(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	cert, err := provision.NewCertificate(t.Context(), provision.CertificateConfig{
-		Names: []string{"kms-host", "my_host", "10.1.2.3", "fe80::1%eth0", "::ffff:10.1.2.3", "localhost"}, Now: func() time.Time { return at },
+		Names: []string{"kms-host", "my_host", "10.1.2.3", "fe80::1%eth0", "::ffff:10.1.2.3", "localhost", "0.0.0.0", "::"}, Now: func() time.Time { return at },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -136,18 +136,18 @@ func TestEventHoldsNoSecret(t *testing.T) {
 	}
 	digest := sha256.Sum256(leaf.Raw)
 	leafHex := hex.EncodeToString(digest[:])
-	canonical := sha256.Sum256([]byte(`{"clear_database":"true","database_host":"redis.example.com:6380","database_name":"3","database_tls":"true",` +
-		`"database_type":"redis-findex","findex_label":"label","pkcs12_leaf_sha256":"` + leafHex + `"}`))
+	canonical := sha256.Sum256([]byte(`{"clear_database":"true","database":"redis.example.com:6380","database_name":"3","database_tls":"true",` +
+		`"database_type":"redis-findex","findex_label":"label","pkcs12_sha256":"` + leafHex + `"}`))
 	want := audit.Event{Kind: audit.Configuration, Fields: map[string]string{
-		"database_type": "redis-findex", "database_host": "redis.example.com:6380", "database_name": "3", "database_tls": "true",
-		"clear_database": "true", "pkcs12_leaf_sha256": leafHex, "settings_sha256": hex.EncodeToString(canonical[:]),
+		"database_type": "redis-findex", "database": "redis.example.com:6380", "database_name": "3", "database_tls": "true",
+		"clear_database": "true", "pkcs12_sha256": leafHex, "settings_sha256": hex.EncodeToString(canonical[:]),
 		"by": "token", "peer": "192.0.2.1:4711",
 	}}
 	if diff := cmp.Diff(want, event); diff != "" {
 		t.Errorf("event (-want +got):\n%s", diff)
 	}
 	sqlite, err := provision.Event(provision.Settings{Database: storage.Config{Type: storage.SQLite, Path: "/var/lib/kms"}}, nil)
-	if err != nil || sqlite.Fields["database_path"] != "/var/lib/kms" || sqlite.Fields["pkcs12_leaf_sha256"] != "" {
+	if err != nil || sqlite.Fields["database_path"] != "/var/lib/kms" || sqlite.Fields["pkcs12_sha256"] != "" {
 		t.Errorf("event = %v, %v", sqlite, err)
 	}
 	if sqlite.Fields["settings_sha256"] == event.Fields["settings_sha256"] {

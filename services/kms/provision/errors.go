@@ -19,6 +19,7 @@ var (
 	errBusy          = errors.New("the KMS is being started by another request")
 	errStarting      = errors.New("the KMS is being started: settings are not taken before that has failed")
 	errStarted       = errors.New("the KMS has been started: this server takes no more settings")
+	errClosing       = errors.New("this server is being stopped")
 	errNoCertificate = errors.New("a client certificate of the configured authority is required")
 	errNoName        = errors.New("the client certificate has no common name")
 	errNoClientAuth  = errors.New("the client certificate is not marked for client authentication")
@@ -47,7 +48,7 @@ func Errors() rpc.Table {
 		rpc.As(connect.CodeFailedPrecondition, func(e *databaseError) string { return e.Error() }),
 		rpc.As(connect.CodeInvalidArgument, func(e *rpc.FieldError) string { return e.Error() }),
 	}
-	for _, sentinel := range []error{errNoDatabase, errBusy, errStarting, errStarted} {
+	for _, sentinel := range []error{errNoDatabase, errBusy, errStarting, errStarted, errClosing} {
 		table = append(table, rpc.Is(sentinel, connect.CodeFailedPrecondition, ""))
 	}
 	for _, sentinel := range []error{errNoCertificate, errNoName, errNoClientAuth, rpc.ErrNoToken, rpc.ErrWrongToken, rpc.ErrTooManyTries} {

@@ -29,14 +29,14 @@ func Event(s Settings, leaf *x509.Certificate) (audit.Event, error) {
 		if err != nil {
 			return audit.Event{}, err
 		}
-		put("database_host", endpoint.Host)
+		put("database", endpoint.Host)
 		put("database_name", endpoint.Database)
 		put("database_tls", strconv.FormatBool(endpoint.TLS))
 	}
 	put("database_path", s.Database.Path)
 	if leaf != nil {
 		digest := sha256.Sum256(leaf.Raw)
-		put("pkcs12_leaf_sha256", hex.EncodeToString(digest[:]))
+		put("pkcs12_sha256", hex.EncodeToString(digest[:]))
 	}
 	canonical := make(map[string]string, len(fields)+1)
 	for name, value := range fields {

@@ -96,12 +96,13 @@ type Server struct {
 	errors rpc.Table
 	json   *prpc.Codec
 
-	mu     sync.Mutex // guards the five fields below
-	phase  phase
-	now    Settings
-	posted bool // now.Database was posted
-	worded bool // now.PKCS12Password was posted or configured
-	failed string
+	mu      sync.Mutex // guards the six fields below
+	phase   phase
+	now     Settings
+	posted  bool   // now.Database was posted
+	worded  bool   // now.PKCS12Password was posted or configured
+	failed  string // why the last start failed
+	closing bool   // no start may begin any more
 
 	background sync.WaitGroup // Apply, which outlives its caller
 	done       chan struct{}
@@ -138,9 +139,14 @@ func New(cfg Config) (*Server, error) {
 // Start is on its way. A server that is drained then still sends it.
 func (s *Server) Done() <-chan struct{} { return s.done }
 
-// Wait returns when no Apply is under way. Call it when no new calls can arrive
-// and before the process ends.
-func (s *Server) Wait() { s.background.Wait() }
+// Wait returns when no Apply is under way, and has none begin after that. Call it
+// before the process ends.
+func (s *Server) Wait() {
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	s.background.Wait()
+}
 
 // change has edit change the settings, unless it is too late for that.
 func (s *Server) change(edit func()) error {

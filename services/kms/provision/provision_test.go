@@ -433,6 +433,13 @@ func TestHealthInEveryPhase(t *testing.T) {
 	}
 }
 
+func TestNoStartBeginsAtTheEnd(t *testing.T) {
+	w := newWorld(t, nil)
+	w.post("/sqlite", `{"path":"data"}`)
+	w.Wait()
+	w.wantPost("/start", `{}`, 400, `{"error":"this server is being stopped"}`)
+}
+
 func TestNewNeedsAnApply(t *testing.T) {
 	if _, err := provision.New(provision.Config{}); err == nil || !strings.Contains(err.Error(), "Config.Apply is required") {
 		t.Errorf("New = %v", err)

@@ -27,16 +27,10 @@ type outcome struct {
 // Start tries the settings and has the KMS start with them. It goes on when its
 // caller leaves. Of several calls one is served; the others are told so.
 func (s *Server) Start(ctx context.Context, req *provisionv1.StartRequest) (*provisionv1.StartResponse, error) {
-	settings, err := s.begin()
+	ended, settings, err := s.begin(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	settings.ClearDatabase, settings.By = req.GetClearDatabase(), callerOf(ctx).Caller
-	ended := make(chan outcome, 1)
-	s.background.Go(func() {
-		warnings, err := s.apply(context.WithoutCancel(ctx), settings)
-		ended <- outcome{warnings, s.conclude(settings, err)}
-	})
 	select {
 	case o := <-ended:
 		if o.err != nil {
@@ -70,20 +64,30 @@ func warningsOf(settings Settings) []string {
 	return warnings
 }
 
-// begin takes the place of the one start that may run, and the settings.
-func (s *Server) begin() (Settings, error) {
+// begin takes the place of the one start that may run, and runs it on a
+// goroutine of the server's own.
+func (s *Server) begin(ctx context.Context, req *provisionv1.StartRequest) (<-chan outcome, Settings, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case s.closing:
+		return nil, Settings{}, errClosing
 	case s.phase == starting:
-		return Settings{}, errBusy
+		return nil, Settings{}, errBusy
 	case s.phase == started:
-		return Settings{}, errStarted
+		return nil, Settings{}, errStarted
 	case s.now.Database.Type == "":
-		return Settings{}, errNoDatabase
+		return nil, Settings{}, errNoDatabase
 	}
 	s.phase = starting
-	return s.now, nil
+	settings := s.now
+	settings.ClearDatabase, settings.By = req.GetClearDatabase(), callerOf(ctx).Caller
+	ended := make(chan outcome, 1)
+	s.background.Go(func() {
+		warnings, err := s.apply(context.WithoutCancel(ctx), settings)
+		ended <- outcome{warnings, s.conclude(settings, err)}
+	})
+	return ended, settings, nil
 }
 
 // apply calls the hook, within its time. A panic in it is an error like any
