@@ -338,16 +338,18 @@ func (l *Log) draftClear(sealed []byte, p *pending) (draft, error) {
 	if err != nil {
 		old = &head{}
 	}
-	next := &head{generation: old.generation + 1, time: l.now()}
+	// Neither number goes back: who knew the old log must see that this is newer.
+	next := &head{generation: old.generation + 1, revision: old.revision + 1, time: l.now()}
 	seen := l.lastKnown()
-	if seen != nil && seen.generation >= next.generation {
-		next.generation = seen.generation + 1
+	if seen != nil {
+		next.generation = max(next.generation, seen.generation+1)
+		next.revision = max(next.revision, seen.revision+1)
 	}
 	if p.tail, err = clearTail(*p.clear, old, err == nil); err != nil {
 		return draft{}, err
 	}
-	d := draft{seen: seen, base: next.clone(), next: next, written: []*pending{p}, receipts: []Receipt{{}}}
-	d.batch = Batch{Clear: true, Rows: []Row{next.add(p.id, p.tail)}}
+	d := draft{seen: seen, base: next.clone(), next: next, written: []*pending{p}, receipts: []Receipt{{Revision: next.revision}}}
+	d.batch = Batch{Clear: true, Rows: []Row{next.add(p.id, p.tail)}, Revision: next.revision}
 	d.batch.Head = next.seal(l.identity.Key)
 	return d, nil
 }
