@@ -90,16 +90,25 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	defer cancel()
 	conn, err := c.Connector.Connect(ctx)
 	if err != nil {
-		return nil, err
+		return nil, cause(ctx, err)
 	}
 	for _, statement := range c.setUp {
 		if err := execute(ctx, conn, statement); err != nil {
 			// The first error is the one that tells what happened.
 			_ = conn.Close()
-			return nil, err
+			return nil, cause(ctx, err)
 		}
 	}
 	return conn, nil
+}
+
+// cause prefers the end of patience to what a driver calls the connection that
+// it cut off for it.
+func cause(ctx context.Context, err error) error {
+	if over := ctx.Err(); over != nil {
+		return over
+	}
+	return err
 }
 
 func execute(ctx context.Context, conn driver.Conn, statement string) error {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/pressly/goose/v3"
@@ -53,8 +54,8 @@ func (d *DB) connectMySQL(c *storage.Config) error {
 	config.Net, config.Addr, config.DBName = "tcp", server.Host, server.Database
 	config.User, config.Passwd = server.User, string(server.Password.Bytes())
 	config.TLS, config.DialFunc, config.Logger = security, dialer(server).DialContext, &mysql.NopLogger{}
-	// A COMMIT is bounded by these alone.
-	config.Timeout, config.ReadTimeout, config.WriteTimeout = d.timeout, d.timeout, d.timeout
+	// A COMMIT is bounded by these alone; all else by a context, a little earlier.
+	config.ReadTimeout, config.WriteTimeout = d.timeout+time.Second, d.timeout+time.Second
 	config.ParseTime = true
 	config.Params = map[string]string{
 		"sql_mode":                 "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",

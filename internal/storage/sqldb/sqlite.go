@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -91,7 +92,8 @@ func (d *DB) connectSQLite(ctx context.Context, c *storage.Config) (done func(),
 			return nil, err
 		}
 	}
-	name := url.URL{Scheme: "file", OmitHost: true, Path: file, RawQuery: query.Encode()}
+	// SQLite reads a plus sign as one.
+	name := url.URL{Scheme: "file", OmitHost: true, Path: file, RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20")}
 	timeout := d.timeout
 	d.db, err = driver.Open(name.String(), func(conn *sqlite3.Conn) error { return setUp(conn, timeout, hexKey) })
 	if err != nil {
@@ -148,9 +150,6 @@ func makeFile(dir string, encrypted bool) (file string, warnings []string, err e
 	if _, err := durable.MkdirAll(durable.OS{}, dir, 0o700); err != nil {
 		return "", nil, fmt.Errorf("making the directory of the database: %w", err)
 	}
-	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
-		return "", nil, fmt.Errorf("the directory of the database, %q, cannot be written: %w", dir, err)
-	}
 	file = filepath.Join(dir, storage.File)
 	info, err := os.Lstat(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -176,7 +175,7 @@ func makeFile(dir string, encrypted bool) (file string, warnings []string, err e
 	// SQLite would make it with the mode that the umask leaves; its log gets that of
 	// the database.
 	if err := touch(file+"-shm", os.O_CREATE); err != nil {
-		return "", nil, fmt.Errorf("the index of the database's log cannot be written: %w", err)
+		return "", nil, fmt.Errorf("the directory of the database cannot be written: %w", err)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		warnings = append(warnings, fmt.Sprintf("others than its owner have access to the database %q: its mode is %#o", file, mode))
