@@ -297,8 +297,8 @@ func (s suite) bounds(t *testing.T) {
 		"no revision": func(b *audit.Batch) { b.Revision = 0 },
 		"gap":         func(b *audit.Batch) { b.Rows[1].Seq++ },
 	}
-	for name, change := range tests {
-		s.unchanged(t, func(db audit.Store, _ []record) {
+	s.unchanged(t, func(db audit.Store, _ []record) {
+		for name, change := range tests {
 			err := db.Commit(t.Context(), func(head []byte) (audit.Batch, error) {
 				b, err := appending(newRecords(2, 10), intrusion()...)(head)
 				change(&b)
@@ -307,8 +307,8 @@ func (s suite) bounds(t *testing.T) {
 			if err == nil || errors.Is(err, storage.ErrUnavailable) {
 				t.Errorf("%s out of bounds: Commit = %v", name, err)
 			}
-		})
-	}
+		}
+	})
 }
 
 func (s suite) largeBatch(t *testing.T) {

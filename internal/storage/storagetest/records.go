@@ -14,6 +14,7 @@ import (
 
 	"teekms/internal/audit"
 	"teekms/internal/registry"
+	"teekms/internal/storage"
 )
 
 // record is what a test appends.
@@ -92,29 +93,38 @@ func mustCommit(t *testing.T, db audit.Store, records []record, edits ...registr
 }
 
 // settle commits until it is known that the records are in the log, as audit.Log
-// does: after an error it asks for them.
+// does: after an error it asks for them. Errors other than that the database is
+// away end it.
 func settle(ctx context.Context, db audit.Store, records []record, edits ...registry.Edit) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
 	for {
 		err := db.Commit(ctx, appending(records, edits...))
 		if err == nil || errors.Is(err, audit.ErrDuplicate) {
 			return nil
 		}
-		for {
-			_, ok, findErr := db.Find(ctx, records[0].id)
-			if findErr == nil && ok {
+		if !errors.Is(err, storage.ErrUnavailable) {
+			return fmt.Errorf("Commit: %w", err)
+		}
+		for found := error(storage.ErrUnavailable); found != nil; {
+			var ok bool
+			_, ok, found = db.Find(ctx, records[0].id)
+			switch {
+			case found == nil && ok:
 				return nil
-			}
-			if ctx.Err() != nil {
-				return fmt.Errorf("%w: the last errors are: %w; %w", ctx.Err(), err, findErr)
+			case found != nil && !errors.Is(found, storage.ErrUnavailable):
+				return fmt.Errorf("Find: %w", found)
+			case ctx.Err() != nil:
+				return fmt.Errorf("no answer in %v: Commit = %w, Find = %w", settleTimeout, err, found)
 			}
 			// Whoever asks a server that is away all the time slows its start.
 			time.Sleep(5 * time.Millisecond)
-			if findErr == nil {
-				break
-			}
 		}
 	}
 }
+
+// settleTimeout is how long a database may be away.
+const settleTimeout = 30 * time.Second
 
 // allRows reads the log in pages and checks that it has no gap, nothing twice,
 // and hashes that are its own.

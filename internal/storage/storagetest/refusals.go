@@ -122,7 +122,8 @@ func refusals(kind server.Kind) []refusal {
 			},
 		},
 		{
-			name: "somebody between who says there is no TLS", says: []string{"TLS"},
+			// A Redis without TLS waits for the end of what is none of its commands.
+			name: "somebody between who says there is no TLS", says: []string{"TLS", "not available"},
 			change: func(t *testing.T, c *storage.Config, s *server.Server, database string) {
 				plain, err := url.Parse(s.URL(database))
 				if err != nil {

@@ -140,7 +140,7 @@ func (s suite) restarts(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	close(stop)
 	if err := g.Wait(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\nthe server's log: %s", err, srv.Log())
 	}
 	var all []record
 	for _, records := range written {

@@ -101,7 +101,7 @@ func (b Backend) configOn(tb testing.TB, s *server.Server, tls bool) storage.Con
 }
 
 func (b Backend) config() storage.Config {
-	c := storage.Config{Type: b.Type, Root: sha256.Sum256([]byte("root key")), Key: key("a key"), Log: zap.NewNop(), Timeout: 10 * time.Second}
+	c := storage.Config{Type: b.Type, Root: sha256.Sum256([]byte("root key")), Key: key("a key"), Log: zap.NewNop(), Timeout: 30 * time.Second}
 	if b.Type == storage.RedisFindex {
 		c.MasterPassword, c.Label = keys.NewSecret([]byte(masterPassword)), "label"
 	}
@@ -143,10 +143,18 @@ func Run(t *testing.T, b Backend) {
 	}
 }
 
-// sub runs a case and counts it; one that has cases of its own counts too.
+// sub runs a case beside others and counts it; one that has cases of its own
+// counts too.
 func (s suite) sub(t *testing.T, name string, run func(t *testing.T)) {
-	t.Run(name, func(t *testing.T) {
+	s.in(t, name, func(t *testing.T) {
 		t.Parallel()
+		run(t)
+	})
+}
+
+// in runs a case of a case and counts it.
+func (s suite) in(t *testing.T, name string, run func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) {
 		t.Cleanup(func() {
 			if !t.Failed() {
 				s.passed.Add(1)
