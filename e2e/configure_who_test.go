@@ -166,7 +166,11 @@ done`)
 		if err != nil {
 			t.Fatal(err)
 		}
-		transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{certificate}}}
+		transport := &http.Transport{TLSClientConfig: &tls.Config{
+			InsecureSkipVerify: true,
+			// Whether or not the server would want it.
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &certificate, nil },
+		}}
 		t.Cleanup(transport.CloseIdleConnections)
 		resp, err := (&http.Client{Transport: transport}).Post(c.bootstrap+"/start", "application/json", strings.NewReader("{}"))
 		if err == nil {

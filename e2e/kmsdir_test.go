@@ -68,7 +68,11 @@ func (k *kmsDir) giveAway(t testing.TB, dir string) {
 func (k *kmsDir) fill(t testing.TB, domain string, env ...string) {
 	t.Helper()
 	env = append(env, "DSTACK_KMS_CORE_ONBOARD_AUTO_BOOTSTRAP_DOMAIN="+domain)
-	if code, _, stderr := runCmd(t, command(t, env, "dstack-onboard", "--config", k.Config)); code != 0 {
+	name := "dstack-onboard"
+	if strings.Contains(string(mustRead(t, k.Config)), `type = "registry"`) {
+		name = "dstack-kms" // the other has no database
+	}
+	if code, _, stderr := runCmd(t, command(t, env, name, "--config", k.Config)); code != 0 {
 		t.Fatalf("bootstrap: status %d\n%s", code, stderr)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"teekms/internal/pkcs12"
 	"teekms/internal/registry"
 	"teekms/internal/storage"
+	"teekms/services/kms"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -112,7 +113,7 @@ func (s *kmsServer) openDatabase(ctx context.Context) error {
 			return fmt.Errorf("opening the audit log: %w", err)
 		}
 	}
-	s.policy, err = registry.New(registry.Config{Store: db, Committer: committer{s.audit}})
+	s.policy, err = registry.New(registry.Config{Store: db, Committer: kms.RegistryChanges(s.audit)})
 	return err
 }
 
@@ -145,19 +146,4 @@ func (b *base) readPKCS12() (keys.Secret, error) {
 		return keys.Secret{}, fmt.Errorf("rpc.tls.pkcs12_file: %w", err)
 	}
 	return keys.NewSecret(data), nil
-}
-
-// committer lets the registry change its rules by records of the audit log.
-type committer struct{ log *audit.Log }
-
-// CommitChange implements registry.Committer.
-func (c committer) CommitChange(ctx context.Context, change registry.Change) (registry.Receipt, error) {
-	receipt, err := c.log.Append(ctx, audit.Event{
-		Kind: audit.RegistryChange, Edits: change.Edits, ExpectedRevision: change.ExpectedRevision,
-		Fields: map[string]string{"comment": change.Comment, "by": change.By},
-	})
-	if err != nil {
-		return registry.Receipt{}, err
-	}
-	return registry.Receipt{Revision: receipt.Revision, Seq: receipt.Seq}, nil
 }
