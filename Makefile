@@ -23,9 +23,10 @@ help: ## list the targets
 build: ## build static binaries into bin/
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
-install: build ## install the binaries into $(PREFIX)/bin
-	install -d $(DESTDIR)$(PREFIX)/bin
+install: build ## install the binaries into $(PREFIX)/bin, manual pages beside them
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 0755 bin/dstack-kms bin/dstack-onboard bin/kmsctl $(DESTDIR)$(PREFIX)/bin/
+	install -m 0644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 
 deps: ## install with apt what the tests need and is missing
 	scripts/deps
