@@ -200,7 +200,11 @@ func TestDemoWithoutItsProgramsSaysWhereItLooked(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	alone := filepath.Join(dir, "kmsctl")
-	copyFile(t, binary(t, "kmsctl"), alone, 0o755)
+	// A link: a copy could still be open for writing in a process that another
+	// test starts at this moment.
+	if err := os.Link(binary(t, "kmsctl"), alone); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(alone, "demo", "--exit")
 	cmd.Env = []string{"PATH=" + dir, "TMPDIR=" + t.TempDir()}
 	code, _, stderr := runCmd(t, cmd)

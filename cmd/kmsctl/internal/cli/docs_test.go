@@ -21,6 +21,10 @@ func sections() map[string][]string {
 		"verify": {"## verify"}, "meta": {"## meta"}, "bootstrap": {"## bootstrap"}, "onboard": {"## onboard"}, "finish": {"## finish"},
 		"bootstrap-start": {"## bootstrap-start"},
 		"app key":         {"## app"}, "app cert": {"## app"}, "app env-pubkey": {"## app"}, "simulator": {"## simulator"}, "demo": {"## demo"},
+		"registry app add": {"## registry"}, "registry app remove": {"## registry"}, "registry app list": {"## registry"},
+		"registry kms add": {"## registry"}, "registry image remove": {"## registry"}, "registry device add": {"## registry"},
+		"registry gateway set": {"## registry"}, "registry list": {"## registry"}, "registry export": {"## registry"},
+		"registry import": {"## registry"}, "registry explain": {"## registry"},
 		"audit list": {"## audit"}, "audit verify": {"## audit"}, "audit checkpoint": {"## audit"}, "audit prove": {"## audit"}, "audit export": {"## audit"},
 	}
 }
