@@ -156,6 +156,9 @@ var (
 	oidScrypt        = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11591, 4, 11}
 	oidHMACSHA256    = asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 9}
 	oidAES256        = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}
+	oidSHA1          = asn1.ObjectIdentifier{1, 3, 14, 3, 2, 26}
+	oidHMACSHA1      = asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 7}
+	oidHMACSHA512    = asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 11}
 	oidSHA256        = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1}
 	oid3DES          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 1, 3}
 
@@ -196,8 +199,11 @@ func der(n node) []byte {
 
 var salt = []byte("12345678")
 
-func kdf(iterations int64) node {
-	return seq(oid(oidPBKDF2), seq(octets(salt), integer(iterations), seq(oid(oidHMACSHA256))))
+func kdf(iterations int64) node { return kdfBy(iterations, seq(oid(oidHMACSHA256))) }
+
+// kdfBy ends with the function, or with nothing, which stands for SHA-1.
+func kdfBy(iterations int64, prf ...node) node {
+	return seq(oid(oidPBKDF2), seq(append([]node{octets(salt), integer(iterations)}, prf...)...))
 }
 
 // encrypted writes what stands for plain under a password: algorithm and
@@ -205,13 +211,19 @@ func kdf(iterations int64) node {
 func encrypted(plain []byte, iterations, claimed int64) (algorithm node, ciphertext []byte) {
 	iv := make([]byte, 16)
 	key := must(pbkdf2.Key(sha256.New, password, salt, int(iterations), 32))
-	padding := 16 - len(plain)%16
+	ciphertext = cbc(must(aes.NewCipher(key)), iv, plain)
+	return seq(oid(oidPBES2), seq(kdf(claimed), seq(oid(oidAES256), octets(iv)))), ciphertext
+}
+
+// cbc pads and encrypts.
+func cbc(block cipher.Block, iv, plain []byte) []byte {
+	padding := block.BlockSize() - len(plain)%block.BlockSize()
 	for range padding {
 		plain = append(plain, byte(padding))
 	}
-	ciphertext = make([]byte, len(plain))
-	cipher.NewCBCEncrypter(must(aes.NewCipher(key)), iv).CryptBlocks(ciphertext, plain)
-	return seq(oid(oidPBES2), seq(kdf(claimed), seq(oid(oidAES256), octets(iv)))), ciphertext
+	ciphertext := make([]byte, len(plain))
+	cipher.NewCBCEncrypter(block, iv).CryptBlocks(ciphertext, plain)
+	return ciphertext
 }
 
 func bag(id asn1.ObjectIdentifier, value node) node { return seq(oid(id), tagged(explicit0, value)) }
@@ -235,7 +247,10 @@ func dataSafe(bags ...node) node {
 }
 
 func encryptedSafe(iterations, claimed int64, bags ...node) node {
-	algorithm, ciphertext := encrypted(der(seq(bags...)), iterations, claimed)
+	return safeOf(encrypted(der(seq(bags...)), iterations, claimed))
+}
+
+func safeOf(algorithm node, ciphertext []byte) node {
 	return seq(oid(oidEncryptedData), tagged(explicit0,
 		seq(integer(0), seq(oid(oidData), algorithm, tagged(implicit0, raw(ciphertext))))))
 }

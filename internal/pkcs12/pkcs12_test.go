@@ -4,13 +4,21 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/aes"
+	"crypto/des"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"hash"
 	"net"
 	"os"
 	"slices"
@@ -260,4 +268,76 @@ func TestFilesOfKeytool(t *testing.T) {
 	}
 	_, err := open("two-keys")
 	wantRefusal(t, err, "it holds several keys: export the one of the server")
+}
+
+// TestFunctionsOfPBKDF2 opens files whose encrypted part names each of them, or
+// none.
+func TestFunctionsOfPBKDF2(t *testing.T) {
+	leaf, _, _ := chain(t, p256())
+	for name, tt := range map[string]struct {
+		hash func() hash.Hash
+		prf  []node
+	}{
+		"none, which is SHA-1": {sha1.New, nil},
+		"SHA-1":                {sha1.New, []node{seq(oid(oidHMACSHA1))}},
+		"SHA-256":              {sha256.New, []node{seq(oid(oidHMACSHA256))}},
+		"SHA-512":              {sha512.New, []node{seq(oid(oidHMACSHA512))}},
+		"with the key's size":  {sha256.New, []node{integer(32), seq(oid(oidHMACSHA256))}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			iv := make([]byte, 16)
+			key := must(pbkdf2.Key(tt.hash, password, salt, 10, 32))
+			algorithm := seq(oid(oidPBES2), seq(kdfBy(10, tt.prf...), seq(oid(oidAES256), octets(iv))))
+			sealed := cbc(must(aes.NewCipher(key)), iv, der(seq(certBag(leaf), keyBag(leaf))))
+			cert, _, err := pkcs12.Open(pfx(safeOf(algorithm, sealed)), secret(password), now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := len(cert.Certificate); got != 1 {
+				t.Errorf("%d certificates, want the leaf", got)
+			}
+		})
+	}
+}
+
+// TestNoPasswordAsNoBytes opens a file of a tool that takes no password for no
+// bytes, where others take it for the zero that ends it.
+func TestNoPasswordAsNoBytes(t *testing.T) {
+	leaf, _, _ := chain(t, p256())
+	derive := func(purpose byte, size int) []byte { return pkcs12.LegacyKey(salt, nil, 10, purpose, size) }
+	algorithm := seq(oid(oid3DES), seq(octets(salt), integer(10)))
+	sealed := cbc(must(des.NewTripleDESCipher(derive(1, 24))), derive(2, 8), der(seq(certBag(leaf), keyBag(leaf))))
+	content := der(seq(safeOf(algorithm, sealed)))
+	mac := hmac.New(sha1.New, derive(3, 20))
+	mac.Write(content)
+	file := pfxWith(content, seq(seq(seq(oid(oidSHA1)), octets(mac.Sum(nil))), octets(salt), integer(10)))
+	if _, _, err := pkcs12.Open(file, secret(""), now); err != nil {
+		t.Error(err)
+	}
+	_, _, err := pkcs12.Open(file, secret("x"), now)
+	wantRefusal(t, err, "wrong password, or the file was changed")
+}
+
+// TestAChangedBitAnywhereIsSeen changes every byte of a file in two ways. Only
+// what PBMAC1 does not use may change.
+func TestAChangedBitAnywhereIsSeen(t *testing.T) {
+	leaf, _, _ := chain(t, p256())
+	file := pfx(encryptedSafe(1, 1, certBag(leaf)), dataSafe(shroudedBag(leaf, 1, 1)))
+	if _, _, err := pkcs12.Open(file, secret(password), now); err != nil {
+		t.Fatal(err)
+	}
+	for i := range len(file) - len("NOT USED") {
+		for _, bit := range []byte{1, 0x80} {
+			changed := bytes.Clone(file)
+			changed[i] ^= bit
+			_, _, err := pkcs12.Open(changed, secret(password), now)
+			if _, ok := errors.AsType[*pkcs12.Error](err); !ok {
+				t.Errorf("byte %d of %d changed by %#x: Open = %v, want a refusal", i, len(file), bit, err)
+			}
+			_, _, err = pkcs12.Open(file[:i], secret(password), now)
+			if _, ok := errors.AsType[*pkcs12.Error](err); !ok {
+				t.Errorf("cut off at %d: Open = %v, want a refusal", i, err)
+			}
+		}
+	}
 }

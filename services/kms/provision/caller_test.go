@@ -246,6 +246,10 @@ func TestTheSameByEveryProtocol(t *testing.T) {
 			wantError(t, err, connect.CodeFailedPrecondition, "please provide database parameters")
 			_, err = client.SetDatabase(ctx, &provisionv1.SetDatabaseRequest{})
 			wantError(t, err, connect.CodeInvalidArgument, "database: is required")
+			_, err = client.SetDatabase(ctx, &provisionv1.SetDatabaseRequest{Database: &provisionv1.SetDatabaseRequest_Mysql{
+				Mysql: &provisionv1.MySql{Url: "mysql://u:" + marker + "@h:0/d"},
+			}})
+			wantError(t, err, connect.CodeInvalidArgument, "invalid database configuration: the URL's port is not a number")
 			db, err := client.SetDatabase(ctx, &provisionv1.SetDatabaseRequest{Database: &provisionv1.SetDatabaseRequest_SqliteEnc{
 				SqliteEnc: &provisionv1.SqliteEncrypted{Path: "data", MasterPassword: "given"},
 			}})

@@ -45,7 +45,7 @@ func Errors() rpc.Table {
 		rpc.As(connect.CodeFailedPrecondition, func(e *Refusal) string { return e.Reason }),
 		rpc.As(connect.CodeInvalidArgument, func(e *pkcs12.Error) string { return e.Error() }),
 		rpc.As(connect.CodeFailedPrecondition, func(e *storage.OtherRootError) string { return e.Error() }),
-		rpc.As(connect.CodeFailedPrecondition, func(e *databaseError) string { return e.Error() }),
+		rpc.Coded(func(e *databaseError) (connect.Code, string) { return e.code(), e.Error() }),
 		rpc.As(connect.CodeInvalidArgument, func(e *rpc.FieldError) string { return e.Error() }),
 	}
 	for _, sentinel := range []error{errNoDatabase, errBusy, errStarting, errStarted, errClosing} {
@@ -61,6 +61,13 @@ func Errors() rpc.Table {
 type databaseError struct{ error }
 
 func (e *databaseError) Unwrap() error { return e.error }
+
+func (e *databaseError) code() connect.Code {
+	if errors.Is(e.error, storage.ErrConfig) {
+		return connect.CodeInvalidArgument
+	}
+	return connect.CodeFailedPrecondition
+}
 
 // hiddenText stands in for a text that would have repeated a secret.
 const hiddenText = "the settings are refused; the reason is not shown because it repeats a secret"

@@ -227,6 +227,11 @@ func TestTheStartOutlivesItsCaller(t *testing.T) {
 	if err := <-gone; err == nil {
 		t.Fatal("the caller that left got an answer")
 	}
+	for deadline := time.Now().Add(5 * time.Second); !strings.Contains(w.log.String(), "the caller of Start left"); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the server did not notice that the caller left")
+		}
+	}
 	close(proceed)
 	<-w.Done()
 	if status, answer := w.post("/start", `{}`); status != 400 || !strings.Contains(answer, "the KMS has been started") {
