@@ -2,6 +2,7 @@ package redisdb_test
 
 import (
 	"context"
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -14,7 +15,12 @@ import (
 
 var servers server.Group
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(servers.Main(m)) }
+func TestMain(m *testing.M) {
+	if code, ok := storagetest.Client(openDB); ok {
+		os.Exit(code)
+	}
+	goleak.VerifyTestMain(servers.Main(m))
+}
 
 func openDB(ctx context.Context, c storage.Config) (storage.DB, error) {
 	db, err := redisdb.Open(ctx, c)
@@ -24,6 +30,8 @@ func openDB(ctx context.Context, c storage.Config) (storage.DB, error) {
 	return db, nil
 }
 
-func TestConformance(t *testing.T) {
-	storagetest.Run(t, storagetest.Served(&servers, server.Redis, openDB))
-}
+func backend() storagetest.Backend { return storagetest.Served(&servers, server.Redis, openDB) }
+
+func TestConformance(t *testing.T) { storagetest.Run(t, backend()) }
+
+func TestKilled(t *testing.T) { storagetest.Kill(t, backend()) }

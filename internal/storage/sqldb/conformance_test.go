@@ -2,6 +2,7 @@ package sqldb_test
 
 import (
 	"context"
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -14,7 +15,12 @@ import (
 
 var servers server.Group
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(servers.Main(m)) }
+func TestMain(m *testing.M) {
+	if code, ok := storagetest.Client(openDB); ok {
+		os.Exit(code)
+	}
+	goleak.VerifyTestMain(servers.Main(m))
+}
 
 func openDB(ctx context.Context, c storage.Config) (storage.DB, error) {
 	db, err := sqldb.Open(ctx, c)
@@ -36,5 +42,14 @@ func backends() []storagetest.Backend {
 func TestConformance(t *testing.T) {
 	for _, b := range backends() {
 		t.Run(b.Name, func(t *testing.T) { storagetest.Run(t, b) })
+	}
+}
+
+func TestKilled(t *testing.T) {
+	for _, b := range backends() {
+		t.Run(b.Name, func(t *testing.T) {
+			t.Parallel()
+			storagetest.Kill(t, b)
+		})
 	}
 }

@@ -207,23 +207,23 @@ func (s suite) consistentMatch(t *testing.T) {
 	read := func(db storage.DB) error {
 		found, revision, err := db.Match(t.Context(), []registry.Rule{odd, even})
 		if err != nil {
-			return fmt.Errorf("Match: %w", err)
+			return fmt.Errorf("matching: %w", err)
 		}
 		mu.Lock()
 		seen[revision] = true
 		mu.Unlock()
 		if found[0] != (revision%2 == 1) || found[1] != (revision > 0 && revision%2 == 0) {
-			return fmt.Errorf("Match = %v at revision %d", found, revision)
+			return fmt.Errorf("found %v at revision %d", found, revision)
 		}
 		return nil
 	}
 	readers(t, dbs, read, func() error {
 		for i := range 60 {
-			come, go_ := odd, even
+			come, leave := odd, even
 			if i%2 == 1 {
-				come, go_ = even, odd
+				come, leave = even, odd
 			}
-			edits := append(add(come), registry.Edit{Op: registry.Remove, Rule: go_})
+			edits := append(add(come), registry.Edit{Op: registry.Remove, Rule: leave})
 			if err := dbs[i%2].Commit(t.Context(), appending(newRecords(1, 10), edits...)); err != nil {
 				return err
 			}
@@ -259,14 +259,14 @@ func (s suite) consistentClear(t *testing.T) {
 	read := func(db storage.DB) error {
 		found, revision, err := db.Match(t.Context(), []registry.Rule{a, b})
 		if err != nil {
-			return fmt.Errorf("Match: %w", err)
+			return fmt.Errorf("matching: %w", err)
 		}
 		if !found[0] || !found[1] || revision == 0 {
-			return fmt.Errorf("Match = %v at revision %d while both are always there", found, revision)
+			return fmt.Errorf("found %v at revision %d while both are always there", found, revision)
 		}
 		rows, err := db.Rows(t.Context(), 0, 10)
 		if err != nil {
-			return fmt.Errorf("Rows: %w", err)
+			return fmt.Errorf("reading rows: %w", err)
 		}
 		if len(rows) != 3 {
 			return fmt.Errorf("%d rows while there are always 3", len(rows))
@@ -288,7 +288,7 @@ func (s suite) readWhileAppending(t *testing.T) {
 	read := func(db storage.DB) error {
 		rows, err := db.Rows(t.Context(), 0, 1000)
 		if err != nil {
-			return fmt.Errorf("Rows: %w", err)
+			return fmt.Errorf("reading rows: %w", err)
 		}
 		for i, row := range rows {
 			if row.Seq != uint64(i) {
@@ -297,7 +297,7 @@ func (s suite) readWhileAppending(t *testing.T) {
 		}
 		b, err := db.Head(t.Context())
 		if err != nil {
-			return fmt.Errorf("Head: %w", err)
+			return fmt.Errorf("reading the head: %w", err)
 		}
 		if h, err := parseHead(b); err != nil || h.Size < uint64(len(rows)) {
 			return fmt.Errorf("the head counts %d rows after %d were read (%w)", h.Size, len(rows), err)

@@ -104,16 +104,16 @@ func settle(ctx context.Context, db audit.Store, records []record, edits ...regi
 			return nil
 		}
 		if !errors.Is(err, storage.ErrUnavailable) {
-			return fmt.Errorf("Commit: %w", err)
+			return fmt.Errorf("committing: %w", err)
 		}
-		for found := error(storage.ErrUnavailable); found != nil; {
+		for found := storage.ErrUnavailable; found != nil; {
 			var ok bool
 			_, ok, found = db.Find(ctx, records[0].id)
 			switch {
 			case found == nil && ok:
 				return nil
 			case found != nil && !errors.Is(found, storage.ErrUnavailable):
-				return fmt.Errorf("Find: %w", found)
+				return fmt.Errorf("finding the record: %w", found)
 			case ctx.Err() != nil:
 				return fmt.Errorf("no answer in %v: Commit = %w, Find = %w", settleTimeout, err, found)
 			}
