@@ -30,11 +30,15 @@ import (
 	"teekms/internal/rpc"
 	"teekms/internal/serve"
 	"teekms/internal/storage"
+	"teekms/internal/storage/redisdb"
 	"teekms/internal/storage/sqldb"
+	"teekms/internal/storage/storagetest/server"
 	"teekms/services/kms/provision"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+var servers server.Group
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(servers.Main(m)) }
 
 // marker is in every secret of these tests: it may be in no answer and no log.
 const marker = "MaRkEr-of-a-SeCrEt"
@@ -83,8 +87,7 @@ type world struct {
 	applied []provision.Settings
 }
 
-// apply opens the PKCS#12 file and the database as a KMS does, as far as they
-// are on this machine.
+// apply opens the PKCS#12 file and the database as a KMS does.
 func (w *world) apply(ctx context.Context, s provision.Settings) ([]string, error) {
 	w.mu.Lock()
 	w.applied = append(w.applied, s)
@@ -97,15 +100,22 @@ func (w *world) apply(ctx context.Context, s provision.Settings) ([]string, erro
 		}
 	}
 	s.Database.Key, s.Database.Root, s.Database.Log = secret(strings.Repeat("k", 32)), [32]byte{1}, zap.NewNop()
-	switch s.Database.Type {
-	case storage.SQLite, storage.SQLiteEncrypted, storage.PostgreSQL, storage.MySQL:
-		db, err := sqldb.Open(ctx, s.Database)
-		if err != nil {
-			return nil, &provision.Refusal{Reason: err.Error(), Err: err}
-		}
-		return warnings, db.Close() //nolint:contextcheck // a Close has none
+	db, err := open(ctx, s.Database)
+	if err != nil {
+		return nil, &provision.Refusal{Reason: err.Error(), Err: err}
+	}
+	return warnings, db.Close()
+}
+
+// open opens a database of any type; without one, none.
+func open(ctx context.Context, c storage.Config) (io.Closer, error) {
+	switch c.Type {
+	case "":
+		return io.NopCloser(nil), nil
+	case storage.RedisFindex:
+		return redisdb.Open(ctx, c)
 	default:
-		return warnings, nil
+		return sqldb.Open(ctx, c)
 	}
 }
 
@@ -156,7 +166,7 @@ func newWorldLimited(t testing.TB, limits serve.Limits, change func(*provision.C
 		w.stop()
 		<-w.ended
 		w.Wait()
-		if text := w.log.String(); strings.Contains(text, marker) {
+		if text := w.log.String(); strings.Contains(text, marker) || strings.Contains(text, server.Marker) {
 			t.Errorf("a secret was logged:\n%s", text)
 		}
 	})
@@ -203,7 +213,7 @@ func (w *world) doAs(client *http.Client, method, path string, header http.Heade
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if strings.Contains(string(answer), marker) {
+	if strings.Contains(string(answer), marker) || strings.Contains(string(answer), server.Marker) {
 		w.t.Errorf("%s %s: the answer holds a secret: %s", method, path, answer)
 	}
 	if got := res.Header.Get("Cache-Control"); got != "no-store" {
