@@ -1,6 +1,7 @@
 package redisdb
 
 import (
+	"bytes"
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/hmac"
@@ -27,33 +28,36 @@ const (
 	tagSize = 1 + chacha20poly1305.NonceSizeX
 	// padTo is what the length of every plaintext is a multiple of.
 	padTo = 256
-	// maxValue bounds a value before anything is done with it: a record of
+	// maxSealed bounds a value before anything is done with it: a record of
 	// 1 MiB with its nodes, and the padding.
-	maxValue = 2 << 20
+	maxSealed = 2 << 20
 
 	infoEncrypt = "teekms/redis/v1/values"
 	infoNames   = "teekms/redis/v1/names"
+
+	// The fields whose names are no secret, shorter than blind ones.
+	headerField = "header"
+	headField   = "head"
+
+	// keyPattern finds the databases of a server.
+	keyPattern = "kms:{*}"
 )
 
-// keyNames are the names of the four keys of a database.
-type keyNames struct{ header, head, rows, rules string }
-
-// newKeyNames returns the names under a label, which the server sees a hash of.
-func newKeyNames(label string) keyNames {
+// keyName returns the name of the database's key, which shows a hash of the label.
+func keyName(label string) string {
 	sum := sha256.Sum256([]byte("teekms/redis/v1/label\x00" + label))
-	prefix := "kms:{" + hex.EncodeToString(sum[:16]) + "}:"
-	return keyNames{header: prefix + "hdr", head: prefix + "head", rows: prefix + "rows", rules: prefix + "rules"}
+	return "kms:{" + hex.EncodeToString(sum[:16]) + "}"
 }
 
 // box encrypts values and blinds names:
 //
 //	value     = 1 | nonce (24) | XChaCha20-Poly1305(length (4) | data | zeros)
-//	aad       = length of label (4) | label | key | 0 | field
+//	aad       = length of label (4) | label | key of Redis | 0 | field
 //	name      = HMAC-SHA256(names, domain | 0 | data)[:16]
 type box struct {
 	aead  cipher.AEAD
 	names []byte
-	label string
+	aad   []byte // as far as it is the same for every field
 }
 
 // newBox derives the keys of a database from its root key.
@@ -70,7 +74,10 @@ func newBox(root []byte, label string) (*box, error) {
 	if err != nil {
 		return nil, fmt.Errorf("deriving the keys of the Redis database: %w", err)
 	}
-	return &box{aead: aead, names: names, label: label}, nil
+	aad := binary.BigEndian.AppendUint32(nil, uint32(len(label)))
+	aad = append(aad, label...)
+	aad = append(aad, keyName(label)...)
+	return &box{aead: aead, names: names, aad: append(aad, 0)}, nil
 }
 
 // name blinds data, which is of a fixed length in each domain.
@@ -84,17 +91,10 @@ func (b *box) name(domain string, data ...[]byte) string {
 	return string(mac.Sum(nil)[:fieldSize])
 }
 
-func (b *box) aad(key, field string) []byte {
-	aad := binary.BigEndian.AppendUint32(nil, uint32(len(b.label)))
-	aad = append(aad, b.label...)
-	aad = append(aad, key...)
-	aad = append(aad, 0)
-	return append(aad, field...)
-}
+func (b *box) bind(field string) []byte { return append(bytes.Clone(b.aad), field...) }
 
-// seal encrypts data for one field of one key; field is empty where the key is
-// no hash.
-func (b *box) seal(data []byte, key, field string) string {
+// seal encrypts data for one field.
+func (b *box) seal(data []byte, field string) string {
 	plain := make([]byte, 4, paddedSize(len(data)))
 	binary.BigEndian.PutUint32(plain, uint32(len(data)))
 	plain = append(plain, data...)
@@ -102,17 +102,16 @@ func (b *box) seal(data []byte, key, field string) string {
 	value := make([]byte, tagSize, tagSize+len(plain)+chacha20poly1305.Overhead)
 	value[0] = boxVersion
 	_, _ = rand.Read(value[1:]) // crypto/rand never fails.
-	return string(b.aead.Seal(value, value[1:], plain, b.aad(key, field)))
+	return string(b.aead.Seal(value, value[1:], plain, b.bind(field)))
 }
 
-// open decrypts a value of one field of one key; its error is
-// storage.ErrIntegrity.
-func (b *box) open(value, key, field string) ([]byte, error) {
-	if len(value) < tagSize+padTo+chacha20poly1305.Overhead || len(value) > maxValue || value[0] != boxVersion {
+// open decrypts the value of one field; its error is storage.ErrIntegrity.
+func (b *box) open(value, field string) ([]byte, error) {
+	if len(value) < tagSize+padTo+chacha20poly1305.Overhead || len(value) > maxSealed || value[0] != boxVersion {
 		return nil, fmt.Errorf("%w: %w", storage.ErrIntegrity, errEncoding)
 	}
 	raw := []byte(value)
-	plain, err := b.aead.Open(nil, raw[1:tagSize], raw[tagSize:], b.aad(key, field))
+	plain, err := b.aead.Open(nil, raw[1:tagSize], raw[tagSize:], b.bind(field))
 	if err != nil {
 		return nil, fmt.Errorf("%w: a record does not authenticate", storage.ErrIntegrity)
 	}

@@ -3,11 +3,14 @@ package redisdb
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"maps"
+	mathrand "math/rand/v2"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -21,6 +24,10 @@ const (
 	// jittered.
 	minBackoff = 500 * time.Microsecond
 	maxBackoff = 50 * time.Millisecond
+	// maxRows bounds the rows of a batch, for the script's sake.
+	maxRows = 1024
+	// fieldsAtOnce bounds the names and values of one command.
+	fieldsAtOnce = 2048
 	// sureTries is how often a commit whose answer was lost is looked after.
 	sureTries = 6
 )
@@ -29,31 +36,12 @@ const (
 type write struct {
 	expected string // tag of the head it builds on
 	head     *head  // the new one, with its tag
-	sealed   string // the new head's value
 	clear    bool
 	rows     []audit.Row
 	events   []string // blind names that must not be there
-	pairs    []string // name, value, ... for the rows
+	fields   []any    // name, value, ... of the rows and the head
+	nodes    []any    // the same of what is new of the rules
 	draft    *draft   // what changes of the rules, nil where nothing does
-}
-
-// args are the script's.
-func (w *write) args() []any {
-	cleared := 0
-	if w.clear {
-		cleared = 1
-	}
-	var nodes, removed []string
-	if w.draft != nil {
-		nodes, removed = w.draft.sealed, w.draft.removed()
-	}
-	args := []any{w.expected, w.sealed, cleared, len(w.events), len(w.pairs) / 2, len(nodes) / 2, len(removed)}
-	for _, list := range [][]string{w.events, w.pairs, nodes, removed} {
-		for _, s := range list {
-			args = append(args, s)
-		}
-	}
-	return args
 }
 
 // Commit writes what build returns for the current head, and tries again with
@@ -74,7 +62,7 @@ func (db *DB) Commit(ctx context.Context, build func(head []byte) (audit.Batch, 
 		if !again {
 			return err
 		}
-		if !pause(ctx, backoff/2+rand.N(backoff)) { //nolint:gosec // Jitter is no secret.
+		if !pause(ctx, backoff/2+mathrand.N(backoff)) { //nolint:gosec // Jitter is no secret.
 			return fmt.Errorf("%w: other processes kept coming first", storage.ErrUnavailable)
 		}
 	}
@@ -105,9 +93,6 @@ func (db *DB) attempt(ctx context.Context, build func(head []byte) (audit.Batch,
 	switch outcome {
 	case commitDone:
 		db.observe(w.head)
-		if w.draft != nil {
-			w.draft.remember(db.cache)
-		}
 		return false, nil
 	case commitDuplicate:
 		return false, audit.ErrDuplicate
@@ -152,9 +137,13 @@ func (db *DB) prepare(ctx context.Context, old *head, b audit.Batch) (*write, er
 			return nil, err
 		}
 		next.root = w.draft.root
+		for id, n := range w.draft.fresh {
+			w.nodes = append(w.nodes, string(id[:]), db.sealNode(id, n))
+		}
 	}
-	w.sealed = db.box.seal(next.marshal(), db.keys.head, "")
-	next.tag = w.sealed[:tagSize]
+	sealed := db.box.seal(next.marshal(), headField)
+	next.tag = sealed[:tagSize]
+	w.fields = append(w.fields, headField, sealed)
 	return w, nil
 }
 
@@ -163,14 +152,29 @@ func checkBatch(b audit.Batch) error {
 	if len(b.Head) > maxHead {
 		return fmt.Errorf("a head of %d bytes is more than %d", len(b.Head), maxHead)
 	}
-	seen := make(map[[audit.IDSize]byte]bool, len(b.Rows))
-	for i, r := range b.Rows {
+	if len(b.Edits) > 0 && b.Revision == 0 {
+		return errors.New("edits of the rules have no revision")
+	}
+	for _, e := range b.Edits {
+		if err := checkEdit(e); err != nil {
+			return err
+		}
+	}
+	return checkRows(b.Rows)
+}
+
+func checkRows(rows []audit.Row) error {
+	if len(rows) > maxRows {
+		return fmt.Errorf("a batch of %d rows is more than %d", len(rows), maxRows)
+	}
+	seen := make(map[[audit.IDSize]byte]bool, len(rows))
+	for i, r := range rows {
 		switch {
-		case r.Seq != b.Rows[0].Seq+uint64(i):
-			return fmt.Errorf("row %d does not follow row %d", r.Seq, b.Rows[i-1].Seq)
+		case r.Seq != rows[0].Seq+uint64(i):
+			return fmt.Errorf("row %d does not follow row %d", r.Seq, rows[i-1].Seq)
 		case len(r.Body) > maxBody:
 			return fmt.Errorf("a record of %d bytes is more than %d", len(r.Body), maxBody)
-		case len(r.Nodes) > maxNodes || len(r.Nodes)%sha256.Size != 0:
+		case len(r.Nodes) == 0 || len(r.Nodes) > maxNodes || len(r.Nodes)%sha256.Size != 0:
 			return fmt.Errorf("row %d has %d bytes of nodes", r.Seq, len(r.Nodes))
 		case seen[r.EventID]:
 			return audit.ErrDuplicate
@@ -199,9 +203,9 @@ func (db *DB) prepareRows(ctx context.Context, w *write, old *head) error {
 			w.events = append(w.events, event)
 		}
 		pointer := binary.BigEndian.AppendUint64(nil, r.Seq)
-		w.pairs = append(w.pairs,
-			event, db.box.seal(pointer, db.keys.rows, event),
-			row, db.box.seal(marshalRow(r), db.keys.rows, row))
+		w.fields = append(w.fields,
+			event, db.box.seal(pointer, event),
+			row, db.box.seal(marshalRow(r), row))
 	}
 	return nil
 }
@@ -218,14 +222,87 @@ func (db *DB) misplaced(ctx context.Context, w *write, old *head) error {
 	return fmt.Errorf("row %d does not follow the %d rows of the log", w.rows[0].Seq, old.next)
 }
 
-// send runs the script. Where its answer is lost, send sends it again, which is
-// safe because only one of two can find the head that both expect, and finds out
-// which it was.
-func (db *DB) send(ctx context.Context, w *write) (outcome int, err error) {
-	args := w.args()
+// send writes a commit. The nodes of the rules come first, for nothing leads to
+// them before the head does; what the new head does not lead to goes last.
+func (db *DB) send(ctx context.Context, w *write) (int, error) {
+	place := db.key
+	fields := w.nodes
+	if w.clear {
+		place += ":" + rand.Text()
+		fields = slices.Concat([]any{headerField, db.header}, w.nodes, w.fields)
+	}
+	if err := db.put(ctx, place, fields); err != nil {
+		return 0, err
+	}
+	outcome, err := db.sendHead(ctx, w, place)
+	if err != nil {
+		// Not knowing what was written, remove nothing.
+		return 0, err
+	}
+	db.tidy(ctx, w, place, outcome == commitDone)
+	return outcome, nil
+}
+
+// put writes fields that nothing leads to.
+func (db *DB) put(ctx context.Context, key string, fields []any) error {
+	for len(fields) > 0 {
+		part := fields[:min(len(fields), fieldsAtOnce)]
+		err := db.ask(ctx, "writing to", func(ctx context.Context) error { return db.client.HSet(ctx, key, part...).Err() })
+		if err != nil {
+			return err
+		}
+		fields = fields[len(part):]
+	}
+	return nil
+}
+
+// tidy removes the nodes that nothing leads to any more, or never did. What it
+// cannot remove stays until the next clearing, of use to nobody.
+func (db *DB) tidy(ctx context.Context, w *write, place string, done bool) {
+	var err error
+	switch {
+	case w.clear && !done:
+		err = db.client.Unlink(ctx, place).Err()
+	case w.draft == nil || w.clear:
+	case done:
+		w.draft.remember(db.cache)
+		err = db.removeNodes(ctx, w.draft.gone)
+	default:
+		err = db.removeNodes(ctx, slices.Collect(maps.Keys(w.draft.fresh)))
+	}
+	if err != nil {
+		db.log.Warn("old nodes of the rules stay in Redis", zap.NamedError("err", describe(err)))
+	}
+}
+
+func (db *DB) removeNodes(ctx context.Context, ids []nodeID) error {
+	for part := range slices.Chunk(fieldsOf(ids), fieldsAtOnce) {
+		if err := db.client.HDel(ctx, db.key, part...).Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendHead runs the script that decides. Where its answer is lost, it is sent
+// again, which is safe because only one of two can find the head that both
+// expect, and settle finds out which it was.
+func (db *DB) sendHead(ctx context.Context, w *write, place string) (outcome int, err error) {
+	run := func() (int, error) {
+		args := []any{w.expected, len(w.events)}
+		for _, e := range w.events {
+			args = append(args, e)
+		}
+		return commitScript().Run(ctx, db.client, []string{db.key}, append(args, w.fields...)...).Int()
+	}
+	if w.clear {
+		run = func() (int, error) {
+			return clearScript().Run(ctx, db.client, []string{db.key, place}, w.expected).Int()
+		}
+	}
 	lost := false
 	for try := range sureTries {
-		outcome, err = db.run(ctx, args)
+		outcome, err = run()
 		if err == nil && lost && outcome != commitDone {
 			return db.settle(ctx, w)
 		}
@@ -238,10 +315,6 @@ func (db *DB) send(ctx context.Context, w *write) (outcome int, err error) {
 		}
 	}
 	return 0, fmt.Errorf("committing to the Redis database: %w", describe(err))
-}
-
-func (db *DB) run(ctx context.Context, args []any) (int, error) {
-	return commitScript().Run(ctx, db.client, []string{db.keys.head, db.keys.rows, db.keys.rules}, args...).Int()
 }
 
 // settle tells the outcome of a script that was sent more than once and did not

@@ -3,19 +3,24 @@
 // (docs/storage.md#redis). [Open] gives a [DB]; package sqldb is its sibling
 // for SQL.
 //
-// A database is four keys of one cluster hash tag, where h is a hash of the
-// label:
+// A database is one hash, kms:{h}, where h is a hash of the label. Its fields are
 //
-//	kms:{h}:hdr    the header: key derivation, whose database, wrapped root key
-//	kms:{h}:head   the head record: where the log ends, the root of the rules
-//	kms:{h}:rows   a hash: audit rows by blind sequence number, and sequence
-//	               numbers by blind event id
-//	kms:{h}:rules  a hash: the nodes of the tree of rules, by random id
+//	header       key derivation, whose database it is, the wrapped root key
+//	head         the head record: where the log ends, the root of the rules
+//	blind names  audit rows by sequence number, sequence numbers by event id
+//	random ids   the nodes of the tree of rules
 //
 // Every value but the header is XChaCha20-Poly1305 under a key of the database,
 // bound to the label, the key and the field that hold it. Whoever commits
-// replaces the head record by comparing it first, in one script with all that it
-// leads to, so that a commit is all or nothing and nobody overwrites another.
+// replaces the head record by comparing it first, in a script that writes it and
+// the rows with one command, so that a commit is all or nothing and nobody
+// overwrites another.
+//
+// One command, because Redis 7.0 checks transactions against the permissions of
+// its default user when it reads its append-only file: where that user is
+// restricted, a restarted server drops all that was written by several commands
+// together. A single command it never drops. That is also why the database is
+// one hash.
 //
 // The rules are a B+ tree whose nodes are never changed: a commit writes the
 // nodes on the way to what it changes under new random ids and removes the old

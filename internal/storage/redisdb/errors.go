@@ -73,7 +73,7 @@ func isTransient(err error) bool {
 	if code := replyCode(err); code != "" {
 		return code == "LOADING" || code == "TRYAGAIN"
 	}
-	for _, final := range []error{storage.ErrIntegrity, errNotLocal, context.DeadlineExceeded, context.Canceled, redis.ErrClosed} {
+	for _, final := range []error{storage.ErrIntegrity, errNotLocal, errTLSSilent, context.DeadlineExceeded, context.Canceled, redis.ErrClosed} {
 		if errors.Is(err, final) {
 			return false
 		}
@@ -147,6 +147,8 @@ func connectionProblem(err error) string {
 		return "the name of the server cannot be resolved"
 	}
 	switch {
+	case errors.Is(err, errTLSSilent):
+		return "no answer in time to the TLS handshake: the server may speak without TLS only"
 	case errors.Is(err, errNotLocal):
 		return "the name of the server is not of this machine, and plaintext may not leave it"
 	case errors.Is(err, syscall.ECONNREFUSED):

@@ -4,10 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"errors"
 	"fmt"
-
-	"github.com/redis/go-redis/v9"
 
 	"teekms/internal/storage"
 )
@@ -90,7 +87,7 @@ func parseHead(b []byte) (*head, error) {
 
 // openHead decrypts a stored head.
 func (db *DB) openHead(value string) (*head, error) {
-	plain, err := db.box.open(value, db.keys.head, "")
+	plain, err := db.box.open(value, headField)
 	if err != nil {
 		return nil, fmt.Errorf("opening the head record: %w", err)
 	}
@@ -104,30 +101,21 @@ func (db *DB) openHead(value string) (*head, error) {
 
 // readHead returns the head as it is now.
 func (db *DB) readHead(ctx context.Context) (*head, error) {
-	h, _, err := db.readHeadAnd(ctx, "", nil)
+	h, _, err := db.readHeadAnd(ctx, nil)
 	return h, err
 }
 
-// readHeadAnd returns the head and, of the same round trip, some fields of a
-// hash: nil where a field is missing.
-func (db *DB) readHeadAnd(ctx context.Context, key string, fields []string) (*head, []any, error) {
+// readHeadAnd returns the head and, as they are at that moment, some other
+// fields: nil where one is missing.
+func (db *DB) readHeadAnd(ctx context.Context, fields []string) (*head, []any, error) {
 	before := db.newest.Load()
-	var value string
-	var values []any
-	err := db.ask(ctx, "reading", func(ctx context.Context) error {
-		if len(fields) == 0 {
-			var err error
-			value, err = db.client.Get(ctx, db.keys.head).Result()
-			return missingHead(err)
-		}
-		pipe := db.client.Pipeline()
-		get, more := pipe.Get(ctx, db.keys.head), pipe.HMGet(ctx, key, fields...)
-		_, err := pipe.Exec(ctx)
-		value, values = get.Val(), more.Val()
-		return missingHead(err)
-	})
+	values, err := db.fetch(ctx, append([]string{headField}, fields...))
 	if err != nil {
 		return nil, nil, err
+	}
+	value, ok := values[0].(string)
+	if !ok {
+		return nil, nil, fmt.Errorf("%w: the head record is missing", storage.ErrIntegrity)
 	}
 	h, err := db.openHead(value)
 	if err != nil {
@@ -137,15 +125,7 @@ func (db *DB) readHeadAnd(ctx context.Context, key string, fields []string) (*he
 		return nil, nil, fmt.Errorf("%w: commits that were there are gone", storage.ErrIntegrity)
 	}
 	db.observe(h)
-	return h, values, nil
-}
-
-// missingHead makes of the driver's word for nothing the error that it is here.
-func missingHead(err error) error {
-	if errors.Is(err, redis.Nil) {
-		return fmt.Errorf("%w: the head record is missing", storage.ErrIntegrity)
-	}
-	return err
+	return h, values[1:], nil
 }
 
 // observe remembers the newest head. Only what was seen before a request was sent

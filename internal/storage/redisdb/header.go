@@ -182,12 +182,13 @@ func openHeader(b []byte, c storage.Config, name string) ([]byte, error) {
 func (db *DB) unlock(ctx context.Context, c storage.Config) ([]byte, error) {
 	// Twice, because another process may make the database while we look.
 	for range 2 {
-		stored, err := db.readHeader(ctx, db.keys.header)
+		stored, err := db.readHeader(ctx, db.key)
 		if err != nil {
 			return nil, err
 		}
 		if stored != nil {
-			return openHeader(stored, c, db.keys.header)
+			db.header = stored
+			return openHeader(stored, c, db.key)
 		}
 		if err := db.checkOtherLabels(ctx, c); err != nil {
 			return nil, err
@@ -199,11 +200,12 @@ func (db *DB) unlock(ctx context.Context, c storage.Config) ([]byte, error) {
 	return nil, fmt.Errorf("%w: the header comes and goes", storage.ErrIntegrity)
 }
 
-// readHeader returns the bytes of a header, nil where there is none.
-func (db *DB) readHeader(ctx context.Context, name string) ([]byte, error) {
+// readHeader returns the bytes of the header of a database, nil where there is
+// none.
+func (db *DB) readHeader(ctx context.Context, key string) ([]byte, error) {
 	var stored []byte
 	err := db.ask(ctx, "reading the header of", func(ctx context.Context) error {
-		b, err := db.client.Get(ctx, name).Bytes()
+		b, err := db.client.HGet(ctx, key, headerField).Bytes()
 		if errors.Is(err, redis.Nil) {
 			return nil
 		}
@@ -216,11 +218,11 @@ func (db *DB) readHeader(ctx context.Context, name string) ([]byte, error) {
 // create writes a header and an empty head where nothing is. That another
 // process was faster is no error.
 func (db *DB) create(ctx context.Context, c storage.Config) error {
-	h, err := newHeader(c, db.keys.header)
+	h, err := newHeader(c, db.key)
 	if err != nil {
 		return err
 	}
-	root, err := openHeader(h.marshal(), c, db.keys.header)
+	root, err := openHeader(h.marshal(), c, db.key)
 	if err != nil {
 		return err
 	}
@@ -229,50 +231,47 @@ func (db *DB) create(ctx context.Context, c storage.Config) error {
 		return err
 	}
 	first := &head{epoch: newEpoch()}
-	value := b.seal(first.marshal(), db.keys.head, "")
+	value := b.seal(first.marshal(), headField)
 	var outcome int
 	err = db.ask(ctx, "creating", func(ctx context.Context) error {
 		var err error
-		outcome, err = createScript().Run(ctx, db.client,
-			[]string{db.keys.header, db.keys.head, db.keys.rows, db.keys.rules}, h.marshal(), value).Int()
+		outcome, err = createScript().Run(ctx, db.client, []string{db.key}, h.marshal(), value).Int()
 		return err
 	})
-	if err != nil {
-		return err
+	if err == nil && outcome == createHeadless {
+		err = fmt.Errorf("%w: there are records of this label but the header is missing", storage.ErrIntegrity)
 	}
-	if outcome == createLeftovers {
-		return fmt.Errorf("%w: there are records of this label but the header is missing", storage.ErrIntegrity)
-	}
-	return nil
+	return err
 }
 
-// maxForeign bounds the names that are looked through for headers.
-const maxForeign = 1_000_000
+const (
+	// scanCount is how many names the server looks through for one answer.
+	scanCount = 10_000
+	// maxForeign bounds the names that are looked through for databases.
+	maxForeign = 1_000_000
+)
 
-// checkOtherLabels refuses to begin a second database for one KMS, which is what
-// a mistyped label would do: the log would fork and the rules be gone.
+// checkOtherLabels refuses to begin a second database for one KMS beside one that
+// holds records, which is what a mistyped label would do: the log would fork and
+// the rules be gone. KMSs of other root keys are no concern of ours.
 func (db *DB) checkOtherLabels(ctx context.Context, c storage.Config) error {
 	var cursor uint64
 	for seen := 0; ; {
 		var names []string
 		err := db.ask(ctx, "looking through", func(ctx context.Context) error {
 			var err error
-			names, cursor, err = db.client.Scan(ctx, cursor, "kms:{*}:hdr", 10_000).Result()
+			names, cursor, err = db.client.ScanType(ctx, cursor, keyPattern, scanCount, "hash").Result()
 			return err
 		})
 		if err != nil {
 			return err
 		}
 		for _, name := range names {
-			stored, err := db.readHeader(ctx, name)
-			if err != nil {
+			if err := db.checkOtherLabel(ctx, c, name); err != nil {
 				return err
 			}
-			if h, err := parseHeader(stored); err == nil && h.root == c.Root && name != db.keys.header {
-				return fmt.Errorf("%w: this KMS has a database there under another label", storage.ErrWrongKey)
-			}
 		}
-		if seen += 10_000; cursor == 0 {
+		if seen += scanCount; cursor == 0 {
 			return nil
 		}
 		if seen >= maxForeign {
@@ -280,4 +279,26 @@ func (db *DB) checkOtherLabels(ctx context.Context, c storage.Config) error {
 			return nil
 		}
 	}
+}
+
+// checkOtherLabel looks at one database.
+func (db *DB) checkOtherLabel(ctx context.Context, c storage.Config, name string) error {
+	stored, err := db.readHeader(ctx, name)
+	if err != nil || name == db.key {
+		return err
+	}
+	if h, bad := parseHeader(stored); bad != nil || h.root != c.Root {
+		return nil // None of ours, whatever it is.
+	}
+	var fields int64
+	err = db.ask(ctx, "looking through", func(ctx context.Context) error {
+		var err error
+		fields, err = db.client.HLen(ctx, name).Result()
+		return err
+	})
+	// Header and head are all that an unused database has.
+	if err == nil && fields > 2 {
+		err = fmt.Errorf("%w: this KMS has records there under another label", storage.ErrWrongKey)
+	}
+	return err
 }

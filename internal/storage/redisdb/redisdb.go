@@ -2,6 +2,7 @@ package redisdb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -19,7 +20,8 @@ type DB struct {
 	client   *redis.Client
 	log      *zap.Logger
 	timeout  time.Duration
-	keys     keyNames
+	key      string
+	header   []byte
 	box      *box
 	cache    *nodeCache
 	warnings []string
@@ -54,7 +56,7 @@ func Open(ctx context.Context, c storage.Config) (*DB, error) {
 		client:  newClient(target, timeout),
 		log:     c.Log,
 		timeout: timeout,
-		keys:    newKeyNames(c.Label),
+		key:     keyName(c.Label),
 		cache:   newNodeCache(),
 		writing: make(chan struct{}, 1),
 	}
@@ -123,9 +125,9 @@ func (db *DB) Ping(ctx context.Context) error {
 // Warnings are what the operator should know of how the server keeps data.
 func (db *DB) Warnings() []string { return append([]string(nil), db.warnings...) }
 
-// Close ends all connections.
+// Close ends all connections. Closing again does nothing.
 func (db *DB) Close() error {
-	if err := db.client.Close(); err != nil {
+	if err := db.client.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
 		return fmt.Errorf("closing the Redis database: %w", describe(err))
 	}
 	return nil

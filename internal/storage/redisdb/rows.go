@@ -64,12 +64,12 @@ func (h *head) eventName(b *box, id [audit.IDSize]byte) string {
 	return b.name(domainEvent, h.epoch[:], id[:])
 }
 
-// fetch returns fields of a hash, in the order asked: nil where one is missing.
-func (db *DB) fetch(ctx context.Context, key string, fields []string) ([]any, error) {
+// fetch returns fields, in the order asked: nil where one is missing.
+func (db *DB) fetch(ctx context.Context, fields []string) ([]any, error) {
 	var values []any
 	err := db.ask(ctx, "reading", func(ctx context.Context) error {
 		var err error
-		values, err = db.client.HMGet(ctx, key, fields...).Result()
+		values, err = db.client.HMGet(ctx, db.key, fields...).Result()
 		return err
 	})
 	if err == nil && len(values) != len(fields) {
@@ -84,7 +84,7 @@ func (db *DB) rowsOf(ctx context.Context, h *head, seqs []uint64) ([]audit.Row, 
 	for i, seq := range seqs {
 		fields[i] = h.rowName(db.box, seq)
 	}
-	values, err := db.fetch(ctx, db.keys.rows, fields)
+	values, err := db.fetch(ctx, fields)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (db *DB) openRow(value any, field string, seq uint64) (audit.Row, error) {
 	if !ok {
 		return audit.Row{}, fmt.Errorf("row %d: %w", seq, errMoved)
 	}
-	plain, err := db.box.open(sealed, db.keys.rows, field)
+	plain, err := db.box.open(sealed, field)
 	if err != nil {
 		return audit.Row{}, fmt.Errorf("row %d: %w", seq, err)
 	}
@@ -186,7 +186,7 @@ func (db *DB) Find(ctx context.Context, id [audit.IDSize]byte) (row audit.Row, o
 
 func (db *DB) findIn(ctx context.Context, h *head, id [audit.IDSize]byte) (audit.Row, bool, error) {
 	name := h.eventName(db.box, id)
-	values, err := db.fetch(ctx, db.keys.rows, []string{name})
+	values, err := db.fetch(ctx, []string{name})
 	if err != nil {
 		return audit.Row{}, false, err
 	}
@@ -194,7 +194,7 @@ func (db *DB) findIn(ctx context.Context, h *head, id [audit.IDSize]byte) (audit
 	if !ok {
 		return audit.Row{}, false, nil
 	}
-	plain, err := db.box.open(sealed, db.keys.rows, name)
+	plain, err := db.box.open(sealed, name)
 	if err != nil {
 		return audit.Row{}, false, fmt.Errorf("event %x: %w", id, err)
 	}

@@ -32,7 +32,7 @@ func (db *DB) Match(ctx context.Context, rules []registry.Rule) ([]bool, uint64,
 		return nil, 0, err
 	}
 	for range maxMoves {
-		h, values, err := db.readHeadAnd(ctx, db.keys.rules, fieldsOf(missing))
+		h, values, err := db.readHeadAnd(ctx, fieldsOf(missing))
 		if err != nil {
 			return nil, 0, err
 		}
@@ -164,7 +164,7 @@ func (db *DB) nodes(ctx context.Context, ids []nodeID, into map[nodeID]*node) er
 	}
 	for len(missing) > 0 {
 		part := missing[:min(len(missing), nodesAtOnce)]
-		values, err := db.fetch(ctx, db.keys.rules, fieldsOf(part))
+		values, err := db.fetch(ctx, fieldsOf(part))
 		if err != nil {
 			return err
 		}

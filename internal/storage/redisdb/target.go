@@ -28,6 +28,9 @@ type target struct {
 
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
+// errTLSSilent says that a handshake got no answer in time.
+var errTLSSilent = errors.New("no answer to the TLS handshake")
+
 // errNotLocal says that a name which was taken for this machine is another's.
 var errNotLocal = errors.New("plaintext connection leaves this machine")
 
@@ -75,8 +78,28 @@ func newDialer(s storage.Server, insecurePlaintext bool) (dialer, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &tls.Dialer{Config: &tls.Config{ServerName: s.Name, RootCAs: roots, MinVersion: tls.VersionTLS12}}
-	return d.DialContext, nil
+	return tlsDialer(&tls.Config{ServerName: s.Name, RootCAs: roots, MinVersion: tls.VersionTLS12}), nil
+}
+
+// tlsDialer dials and shakes hands. A server without TLS waits for the end of a
+// line that never comes: that is told from one that is silent altogether.
+func tlsDialer(config *tls.Config) dialer {
+	d := &net.Dialer{}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		raw, err := d.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		conn := tls.Client(raw, config)
+		if err = conn.HandshakeContext(ctx); err == nil {
+			return conn, nil
+		}
+		_ = raw.Close() // Nothing but the handshake was sent on it.
+		if ctx.Err() != nil && !errors.Is(ctx.Err(), context.Canceled) {
+			return nil, errTLSSilent
+		}
+		return nil, err
+	}
 }
 
 // plaintextDialer dials without TLS, and unless anywhere is allowed only this

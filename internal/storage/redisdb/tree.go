@@ -19,8 +19,10 @@ const (
 	maxInner = 64
 	// maxLevel bounds the height of the tree.
 	maxLevel = 16
-	// maxText bounds each of the three texts of a rule, in bytes.
-	maxText = 1024
+	// Bounds of a rule's texts, in bytes: those of every kind of database.
+	maxKind    = 32
+	maxSubject = 64
+	maxValue   = 255
 )
 
 // nodeID is random and never used twice: it stands for the one content that was
@@ -121,7 +123,7 @@ func parseNode(b []byte) (*node, error) {
 
 // sealNode encrypts a node under its id.
 func (db *DB) sealNode(id nodeID, n *node) string {
-	return db.box.seal(n.marshal(), db.keys.rules, string(id[:]))
+	return db.box.seal(n.marshal(), string(id[:]))
 }
 
 func (db *DB) openNode(value any, id nodeID) (*node, error) {
@@ -129,7 +131,7 @@ func (db *DB) openNode(value any, id nodeID) (*node, error) {
 	if !ok {
 		return nil, fmt.Errorf("a node of the rules: %w", errMoved)
 	}
-	plain, err := db.box.open(sealed, db.keys.rules, string(id[:]))
+	plain, err := db.box.open(sealed, string(id[:]))
 	if err != nil {
 		return nil, fmt.Errorf("a node of the rules: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"unicode/utf8"
 
 	"teekms/internal/registry"
 )
@@ -46,14 +47,32 @@ type plan struct {
 	changes []change
 }
 
+// checkEdit refuses what not every database would hold and give back as it is.
+func checkEdit(e registry.Edit) error {
+	r := e.Rule
+	if !fits(string(r.Kind), maxKind) || !fits(r.Subject, maxSubject) || !fits(r.Value, maxValue) || r.Kind == "" {
+		return errors.New("a rule is too long, of no kind or not UTF-8")
+	}
+	switch {
+	case e.Op != registry.Add && e.Op != registry.Remove && e.Op != registry.RemoveAll:
+		return fmt.Errorf("the operation %q of an edit is unknown", e.Op)
+	case e.Op == registry.RemoveAll && r.Value != "":
+		return errors.New("an edit that removes all rules names one")
+	case e.Op != registry.RemoveAll && r.Value == "":
+		return errors.New("a rule has no value")
+	}
+	return nil
+}
+
+func fits(s string, limit int) bool {
+	return len(s) <= limit && utf8.ValidString(s) && !strings.Contains(s, "\x00")
+}
+
 // newPlan folds edits, in their order.
-func newPlan(edits []registry.Edit) (plan, error) {
+func newPlan(edits []registry.Edit) plan {
 	ops := make(map[group]map[string]changeOp)
 	cleared := make(map[group]bool)
 	for _, e := range edits {
-		if len(e.Rule.Kind) > maxText || len(e.Rule.Subject) > maxText || len(e.Rule.Value) > maxText {
-			return plan{}, fmt.Errorf("a rule has more than %d bytes", maxText)
-		}
 		g := groupOf(e.Rule)
 		if ops[g] == nil {
 			ops[g] = make(map[string]changeOp)
@@ -64,15 +83,13 @@ func newPlan(edits []registry.Edit) (plan, error) {
 			ops[g] = nil
 		case e.Op == registry.Remove:
 			ops[g][e.Rule.Value] = remove
-		case e.Op != registry.Add:
-			return plan{}, fmt.Errorf("unknown operation %q of an edit", e.Op)
 		case known && before == remove:
 			ops[g][e.Rule.Value] = replace
 		case !known:
 			ops[g][e.Rule.Value] = put
 		}
 	}
-	return sortPlan(ops, cleared), nil
+	return sortPlan(ops, cleared)
 }
 
 func sortPlan(ops map[group]map[string]changeOp, cleared map[group]bool) plan {
@@ -161,17 +178,12 @@ type draft struct {
 	old      map[nodeID]*node // the nodes that matter, as they are
 	fresh    map[nodeID]*node // what is new
 	gone     []nodeID         // what is no more
-	sealed   []string         // id and value of the fresh ones
 }
 
 // edit drafts the tree below root after the edits. Its error is errMoved where
 // the tree is gone meanwhile.
 func (db *DB) edit(ctx context.Context, root nodeID, edits []registry.Edit, revision uint64) (*draft, error) {
-	p, err := newPlan(edits)
-	if err != nil {
-		return nil, err
-	}
-	d := &draft{plan: p, revision: revision, root: root, old: make(map[nodeID]*node), fresh: make(map[nodeID]*node)}
+	d := &draft{plan: newPlan(edits), revision: revision, root: root, old: make(map[nodeID]*node), fresh: make(map[nodeID]*node)}
 	if root != (nodeID{}) {
 		if err := d.load(ctx, db); err != nil {
 			return nil, err
@@ -179,9 +191,6 @@ func (db *DB) edit(ctx context.Context, root nodeID, edits []registry.Edit, revi
 	}
 	if err := d.apply(); err != nil {
 		return nil, err
-	}
-	for id, n := range d.fresh {
-		d.sealed = append(d.sealed, string(id[:]), db.sealNode(id, n))
 	}
 	return d, nil
 }
@@ -389,9 +398,6 @@ func divide[T any](list []T, size int) [][]T {
 	}
 	return parts
 }
-
-// removed are the names of the nodes to remove.
-func (d *draft) removed() []string { return fieldsOf(d.gone) }
 
 // remember puts the fresh nodes into a cache, when they are written.
 func (d *draft) remember(c *nodeCache) {
