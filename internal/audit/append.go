@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	mathrand "math/rand/v2"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -21,7 +22,9 @@ import (
 
 // pending is an event on its way into the log.
 type pending struct {
-	id       [IDSize]byte
+	id [IDSize]byte
+	// named says that the id is the caller's own: only such can be there twice.
+	named    bool
 	tail     []byte
 	edits    []registry.Edit
 	expected *uint64
@@ -39,14 +42,16 @@ type outcome struct {
 	err     error
 }
 
-// identify gives an event what it lacks.
-func (l *Log) identify(e *Event) {
-	if e.ID == ([IDSize]byte{}) {
+// identify gives an event what it lacks, and says whether it had an id.
+func (l *Log) identify(e *Event) (named bool) {
+	named = e.ID != [IDSize]byte{}
+	if !named {
 		_, _ = rand.Read(e.ID[:]) // never fails
 	}
 	if e.Time.IsZero() {
 		e.Time = l.now()
 	}
+	return named
 }
 
 // submit queues an event and waits for what becomes of it.
@@ -127,7 +132,6 @@ func (l *Log) gather(held *pending) (group []*pending, next *pending) {
 	}
 	group, size := []*pending{held}, len(held.tail)
 	edited := len(held.edits) > 0
-	ids := map[[IDSize]byte]bool{held.id: true}
 	for len(group) < maxGroup && held.clear == nil {
 		var p *pending
 		select {
@@ -141,13 +145,16 @@ func (l *Log) gather(held *pending) (group []*pending, next *pending) {
 		size += headerSize + len(p.tail)
 		// Rules that a change adds carry its revision, so that there is one change
 		// in a group at most.
-		if size > maxGroupBytes || ids[p.id] || p.clear != nil || edited && len(p.edits) > 0 {
+		if size > maxGroupBytes || p.named && has(group, p.id) || p.clear != nil || edited && len(p.edits) > 0 {
 			return group, p
 		}
 		group, edited = append(group, p), edited || len(p.edits) > 0
-		ids[p.id] = true
 	}
 	return group, nil
+}
+
+func has(group []*pending, id [IDSize]byte) bool {
+	return slices.ContainsFunc(group, func(p *pending) bool { return p.id == id })
 }
 
 // receive waits for the first event of a group; nil is the end.

@@ -38,6 +38,8 @@ const (
 	maxGroup      = 256
 	maxGroupBytes = 1 << 20
 	maxQueue      = 4096
+	// usualTail has room for what is recorded of a release.
+	usualTail = 1 << 10
 )
 
 // defaultTimeout bounds an append where Config does not.
@@ -146,8 +148,8 @@ func (l *Log) Close(ctx context.Context) error {
 
 // Append records an event. See [Recorder].
 func (l *Log) Append(ctx context.Context, e Event) (Receipt, error) {
-	l.identify(&e)
-	tail, err := appendTail(make([]byte, 0, 512), e.ID, e.Time, e.Kind, e.Fields, e.Edits)
+	named := l.identify(&e)
+	tail, err := appendTail(make([]byte, 0, usualTail), e.ID, e.Time, e.Kind, e.Fields, e.Edits)
 	if err == nil && headerSize+len(tail) > MaxBody {
 		err = fmt.Errorf("%w: more than %d bytes", ErrInvalid, MaxBody)
 	}
@@ -155,7 +157,7 @@ func (l *Log) Append(ctx context.Context, e Event) (Receipt, error) {
 		return Receipt{}, err
 	}
 	return l.submit(ctx, &pending{
-		id: e.ID, tail: tail, edits: e.Edits, expected: e.ExpectedRevision, result: make(chan outcome, 1),
+		id: e.ID, named: named, tail: tail, edits: e.Edits, expected: e.ExpectedRevision, result: make(chan outcome, 1),
 	})
 }
 
