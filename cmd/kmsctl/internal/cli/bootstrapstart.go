@@ -126,6 +126,14 @@ func (f *bootstrapStartFlags) run(cmd *cobra.Command, env Environment) error {
 	if err := f.validate(cmd); err != nil {
 		return err
 	}
+	err := f.readAndStart(cmd, env)
+	if err != nil && cmd.Context().Err() != nil {
+		return errors.New("interrupted")
+	}
+	return err
+}
+
+func (f *bootstrapStartFlags) readAndStart(cmd *cobra.Command, env Environment) error {
 	secrets := &secret.Reader{Stdin: env.stdin(), Stderr: env.Stderr}
 	cfg, err := f.server.config(cmd, env, secrets)
 	if err != nil {
@@ -139,9 +147,6 @@ func (f *bootstrapStartFlags) run(cmd *cobra.Command, env Environment) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 	defer cancel()
 	err = f.start(ctx, env, cfg, posts)
-	if err != nil && cmd.Context().Err() != nil {
-		return errors.New("interrupted")
-	}
 	if refused, ok := errors.AsType[*bootstrapserver.AnswerError](err); ok && refused.Status == http.StatusUnauthorized && cfg.Token.Len() == 0 && cfg.Certificate == nil {
 		return fmt.Errorf("%w; give the token with --bootstrap-token-file", err)
 	}
