@@ -176,6 +176,18 @@ func TestTwoReplicasDecideByOneModel(t *testing.T) {
 		if diff := cmp.Diff(m, got); diff != "" {
 			t.Fatalf("seed %d: rules (-want +got)\n%s", seed, diff)
 		}
+		// The audit log leads to the same rules, of the same revisions.
+		var log registry.Replay
+		for _, record := range store.Records(t) {
+			log.Apply(record.Edits, record.Revision)
+		}
+		replayed := map[registry.Rule]uint64{}
+		for _, e := range log.Entries() {
+			replayed[e.Rule] = e.Revision
+		}
+		if diff := cmp.Diff(store.State().Rules, replayed); diff != "" {
+			t.Fatalf("seed %d: rules that the audit log leads to (-want +got)\n%s", seed, diff)
+		}
 	}
 	if len(reasons) != 9 {
 		t.Errorf("the world led to %v, want every outcome", reasons)

@@ -24,7 +24,7 @@ func sections() map[string][]string {
 		"registry app add": {"## registry"}, "registry app remove": {"## registry"}, "registry app list": {"## registry"},
 		"registry kms add": {"## registry"}, "registry image remove": {"## registry"}, "registry device add": {"## registry"},
 		"registry gateway set": {"## registry"}, "registry list": {"## registry"}, "registry export": {"## registry"},
-		"registry import": {"## registry"}, "registry explain": {"## registry"},
+		"registry import": {"## registry"}, "registry explain": {"## registry"}, "registry verify": {"## registry"},
 		"audit list": {"## audit"}, "audit verify": {"## audit"}, "audit checkpoint": {"## audit"}, "audit prove": {"## audit"}, "audit export": {"## audit"},
 	}
 }

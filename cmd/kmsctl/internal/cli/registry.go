@@ -51,7 +51,7 @@ token.`,
 		newRegistryApp(env, f),
 		newRegistryKind(env, f, imageRules()), newRegistryKind(env, f, kmsRules()), newRegistryDevice(env, f),
 		newRegistryKind(env, f, tcbRules()), newRegistryKind(env, f, advisoryRules()), newRegistryGateway(env, f),
-		newRegistryList(env, f), newRegistryImport(env, f), newRegistryExport(env, f), newRegistryExplain(env, f),
+		newRegistryList(env, f), newRegistryImport(env, f), newRegistryExport(env, f), newRegistryExplain(env, f), newRegistryVerify(env, f),
 	)
 	return cmd
 }

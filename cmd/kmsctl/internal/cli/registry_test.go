@@ -53,10 +53,10 @@ type adminListener struct {
 
 // newAdminListener serves until the test ends, with TLS where there is a
 // certificate.
-func newAdminListener(t *testing.T, certificate *tls.Certificate) *adminListener {
+func newAdminListener(t *testing.T, certificate *tls.Certificate, change ...func(*audit.Config)) *adminListener {
 	t.Helper()
 	l := &adminListener{store: audittest.NewStore()}
-	l.log = audittest.NewLog(t, l.store)
+	l.log = audittest.NewLog(t, l.store, change...)
 	policy, err := registry.New(registry.Config{Store: l.store, Committer: kms.RegistryChanges(l.log)})
 	if err != nil {
 		t.Fatal(err)
@@ -694,4 +694,70 @@ func TestRegistryExplainsDenials(t *testing.T) {
 	if code, _, stderr := l.run(t, "registry", "explain", "--last", "2", "--json"); code != status.Denied || stderr != "Error: denied: app not registered\n" {
 		t.Errorf("kmsctl registry explain --last 2 --json = %d, %q, want it denied", code, stderr)
 	}
+}
+
+func TestRegistryVerify(t *testing.T) {
+	k := kmstest.New(t, simtd.Config{})
+	identity, err := audit.IdentityOf(k.Roots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newAdminListener(t, nil, func(c *audit.Config) { c.Identity = identity })
+	root := filepath.Join(k.Dir, "root-ca.crt")
+	for _, line := range []string{"tcb add UpToDate", "app add a1 --compose-hash h1 --device any", "gateway set a1", "gateway set any", "image add h2", "app remove a1 --yes", "image add h3"} {
+		l.must(t, names().Replace(line))
+	}
+	if got, want := l.must(t, "verify --root-ca", root), "  ✓ rules     4, those that the 7 records of the audit log lead to, at revision 7\n"; got != want {
+		t.Errorf("kmsctl registry verify = %q, want %q", got, want)
+	}
+	honest := l.store.State()
+	tests := []struct {
+		name     string
+		change   func(*audittest.State)
+		stdout   string
+		stderr   string
+		code     int
+		findings int
+	}{
+		{"a rule put back", func(s *audittest.State) { s.Rules[rule("app", "", "a1")] = 2 }, "  ✗ added     app a1: no change in the audit log leads to it\n", "1 rules are not as the audit log has them", status.NotVerified, 1},
+		{"a rule taken out", func(s *audittest.State) { delete(s.Rules, rule("os_image", "", "h3")) }, "  ✗ missing   os_image h3: added at revision 7, removed by nobody, and not there\n", "1 rules are not", status.NotVerified, 1},
+		{"a rule of another revision", func(s *audittest.State) { s.Rules[rule("os_image", "", "h3")] = 5 }, "  ✗ revision  os_image h3: of revision 5, in the audit log of 7\n", "1 rules are not", status.NotVerified, 1},
+		{"all rules as they were", func(s *audittest.State) {
+			delete(s.Rules, rule("os_image", "", "h3"))
+			s.Revision = 6
+		}, "", "the registry is at revision 6, the audit log at 7: the rules were rolled back", status.NotVerified, 0},
+		{"a revision that nobody made", func(s *audittest.State) { s.Revision = 8 }, "", "or has a revision that the audit log does not lead to", status.Failed, 0},
+		{"a log that was changed", func(s *audittest.State) { s.Rows[3].Body, s.Rows[4].Body = s.Rows[4].Body, s.Rows[3].Body }, "", "reordered", status.NotVerified, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			state := honest.Clone()
+			tt.change(&state)
+			l.store.SetState(state)
+			code, stdout, stderr := l.run(t, "registry", "verify", "--root-ca", root)
+			if code != tt.code || stdout != names().Replace(tt.stdout) || !strings.Contains(stderr, tt.stderr) || stderr == "" {
+				t.Errorf("kmsctl registry verify = %d, %q, %q, want %d, %q, %q", code, stdout, stderr, tt.code, names().Replace(tt.stdout), tt.stderr)
+			}
+			if tt.findings == 0 {
+				return
+			}
+			code, stdout, _ = l.run(t, "registry", "verify", "--root-ca", root, "--json")
+			var out struct {
+				Verified bool
+				Findings []any
+			}
+			if err := json.Unmarshal([]byte(stdout), &out); err != nil || code != tt.code || out.Verified || len(out.Findings) != tt.findings {
+				t.Errorf("kmsctl registry verify --json = %d, %s, want %d findings", code, stdout, tt.findings)
+			}
+		})
+	}
+	l.store.SetState(honest)
+	if code, _, stderr := l.run(t, "registry", "verify"); code != status.Usage || !strings.Contains(stderr, "give --root-ca, --dir or --info") {
+		t.Errorf("kmsctl registry verify = %d, %q, want to know whose", code, stderr)
+	}
+}
+
+// rule is one with names for its values.
+func rule(kind registry.Kind, subject, value string) registry.Rule {
+	return registry.Rule{Kind: kind, Subject: names().Replace(subject), Value: names().Replace(value)}
 }
