@@ -91,6 +91,7 @@ func TestFaults(t *testing.T) {
 		{only(storage.MySQL), mysql.ErrMalformPkt, "the server does not answer as MySQL does", nil},
 		{only(storage.MySQL), mysql.ErrCleartextPassword, "in a way that is not supported", nil},
 		{only(storage.SQLite), sqlite3.FULL, "the disk of the database is full (SQLite error 13)", nil},
+		{only(storage.SQLite), sqlite3.IOERR_WRITE, "writing to the database's disk failed: it may be full (SQLite error 778)", nil},
 		{only(storage.SQLite), sqlite3.NOTADB, "wrong key, or not the database of a KMS", storage.ErrWrongKey},
 		{only(storage.SQLite), sqlite3.IOERR_BADKEY, "the key of the database has the wrong size", storage.ErrWrongKey},
 		{only(storage.SQLite), sqlite3.CORRUPT, "the database was tampered with, or it is damaged", storage.ErrIntegrity},

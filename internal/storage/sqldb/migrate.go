@@ -72,11 +72,25 @@ func (d *DB) migrate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("preparing migrations: %w", err)
 	}
+	if err := d.mendVersions(ctx); err != nil {
+		return err
+	}
 	if _, err := provider.Up(ctx); err != nil {
 		// What goose adds to the driver's error is the name of a step and no more.
 		return d.fault(ctx, err)
 	}
 	return nil
+}
+
+// mendVersions gives an empty table of versions its first row. A process that
+// died between the two leaves it so where making a table commits at once.
+func (d *DB) mendVersions(ctx context.Context) error {
+	ok, err := d.hasTable(ctx, versionTable)
+	if err != nil || !ok {
+		return err
+	}
+	_, err = d.db.ExecContext(ctx, "INSERT INTO "+versionTable+" (version_id, is_applied) SELECT 0, TRUE WHERE NOT EXISTS (SELECT 1 FROM "+versionTable+")")
+	return d.fault(ctx, err)
 }
 
 // hasTable tells whether there is a table of this name.

@@ -85,7 +85,6 @@ func postgresSession() []string {
 	return []string{
 		"SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
 		fmt.Sprintf("SET idle_in_transaction_session_timeout = %d", sessionIdle.Milliseconds()),
-		"SET default_transaction_read_only = off",
 	}
 }
 

@@ -236,6 +236,8 @@ func sqliteFault(err error) *fault {
 	switch code {
 	case sqlite3.CONSTRAINT_UNIQUE, sqlite3.CONSTRAINT_PRIMARYKEY, sqlite3.CONSTRAINT_ROWID:
 		return &fault{text: "the row exists", code: shown, kind: unique}
+	case sqlite3.IOERR_WRITE, sqlite3.IOERR_TRUNCATE, sqlite3.IOERR_SHMSIZE:
+		return &fault{text: "writing to the database's disk failed: it may be full", code: shown}
 	case sqlite3.IOERR_BADKEY:
 		return &fault{text: "the key of the database has the wrong size", of: []error{storage.ErrWrongKey}}
 	}

@@ -428,6 +428,21 @@ func TestOpenRefusesWhatWasTamperedWith(t *testing.T) {
 	}
 }
 
+func TestMigrationsThatWereInterrupted(t *testing.T) {
+	for _, statement := range []string{
+		"DELETE FROM kms_schema", "DELETE FROM kms_schema WHERE version_id > 2", "DROP TABLE kms_schema",
+	} {
+		dir := t.TempDir()
+		use(t, config(dir), func(db *sqldb.DB) { commit(t, db, audit.Batch{Rows: rows(0, 3)}) })
+		tamper(t, dir, statement)
+		use(t, config(dir), func(db *sqldb.DB) {
+			if diff := cmp.Diff(contents{Head: []byte("head"), Rows: rows(0, 3)}, readAll(t, db)); diff != "" {
+				t.Errorf("contents after %q differ (-want +got):\n%s", statement, diff)
+			}
+		})
+	}
+}
+
 func TestRemovedHead(t *testing.T) {
 	dir := t.TempDir()
 	db := open(t, config(dir))
