@@ -409,9 +409,11 @@ func TestDatabaseThatGoesAway(t *testing.T) {
 		t.Fatalf("GetAppKey = %d %s, want 200", a.StatusCode, a.body)
 	}
 	s.Kill()
-	for range 3 {
-		wantRefusal(t, k.appKey(t, workload, "{}"), "audit log unavailable: nothing was released")
+	var refusals sync.WaitGroup
+	for range 4 {
+		refusals.Go(func() { wantRefusal(t, k.appKey(t, workload, "{}"), "audit log unavailable: nothing was released") })
 	}
+	refusals.Wait()
 	deadline := time.Now().Add(20 * time.Second)
 	for probe(client, k.URL("https")+"/ready") == nil && time.Now().Before(deadline) {
 		time.Sleep(50 * time.Millisecond)

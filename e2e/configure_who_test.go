@@ -122,12 +122,15 @@ done`)
 		means string
 	}{
 		{
-			"token", []string{"--bootstrap-token-file", token},
+			"token",
+			[]string{"--bootstrap-token-file", token},
 			[]try{{nil, "401"}, {[]string{"-H", "Authorization: Bearer wrong"}, "401"}},
-			[]string{"-H", "Authorization: Bearer token-canary"}, `"token"`,
+			[]string{"-H", "Authorization: Bearer token-canary"},
+			`"token"`,
 		},
 		{
-			"client certificate", []string{"--authority-cert-file", filepath.Join(dir, "ca.pem")},
+			"client certificate",
+			[]string{"--authority-cert-file", filepath.Join(dir, "ca.pem")},
 			[]try{{nil, "401"}, {[]string{"-H", "Authorization: Bearer token-canary"}, "401"}},
 			client("ca"), `"certificate"`,
 		},

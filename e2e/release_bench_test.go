@@ -326,6 +326,9 @@ func deriveKeys(tb testing.TB) func() error {
 // serveBare is the bare server: TLS 1.3, any client certificate, an empty
 // answer. It runs until it is killed.
 func serveBare() error {
+	if dir := os.Getenv(unauditedEnv); dir != "" {
+		return serveUnaudited(dir)
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
