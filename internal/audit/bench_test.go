@@ -58,7 +58,7 @@ func BenchmarkAppend(b *testing.B) {
 		begin := cpu(b)
 		for b.Loop() {
 			h := tlog.RecordHash(body)
-			h = tlog.NodeHash(h, h)
+			_ = tlog.NodeHash(h, h)
 			mac := hmac.New(sha256.New, key)
 			mac.Write(head)
 			_ = mac.Sum(nil)

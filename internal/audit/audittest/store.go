@@ -137,9 +137,9 @@ func (s *Store) enter(ctx context.Context) error {
 		return err
 	}
 	s.mu.Lock()
-	if s.err != nil {
+	if err := s.err; err != nil {
 		s.mu.Unlock()
-		return s.err
+		return err
 	}
 	return nil
 }
