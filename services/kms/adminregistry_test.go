@@ -24,6 +24,7 @@ import (
 	"teekms/internal/osimage"
 	"teekms/internal/ratls"
 	"teekms/internal/registry"
+	"teekms/internal/rpc"
 	"teekms/internal/storage"
 	"teekms/services/kms"
 )
@@ -437,4 +438,41 @@ func TestLastDenialsAreFoundBehindOtherRecords(t *testing.T) {
 			t.Errorf("explanation %d is of record %d, %q, want %d and the image", i, e.GetAuditSeq(), e.GetDeniedReason(), seq)
 		}
 	}
+}
+
+// FuzzPageToken holds that whatever is given for a page token is refused for
+// that, or begins a page.
+func FuzzPageToken(f *testing.F) {
+	store := audittest.NewStore()
+	log := audittest.NewLog(f, store)
+	policy, err := registry.New(registry.Config{Store: store, Committer: kms.RegistryChanges(log)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	admin, err := kms.NewAdmin(kms.AdminConfig{Images: &cleared{}, Audit: log, Registry: policy})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, line := range []string{"add tcb_status UpToDate", "add tcb_status any", "add os_image any", "add advisory INTEL-SA-00001"} {
+		if _, err := admin.UpdateRegistry(f.Context(), change(line)); err != nil {
+			f.Fatal(err)
+		}
+	}
+	first, err := admin.ListRegistry(f.Context(), &kmsv1.ListRegistryRequest{PageSize: 1})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(first.GetNextPageToken(), "", "")
+	f.Add(first.GetNextPageToken(), "app_device", strings.Repeat("01", 20))
+	f.Add("", "tcb_status", "")
+	f.Add("YXBwLy8", "app", "x")
+	f.Fuzz(func(t *testing.T, token, kind, subject string) {
+		res, err := admin.ListRegistry(t.Context(), &kmsv1.ListRegistryRequest{Kind: kind, Subject: subject, PageToken: token, PageSize: 2})
+		if e, ok := errors.AsType[*rpc.FieldError](err); err != nil && (!ok || e.Reason == "") {
+			t.Errorf("ListRegistry(%q, %q, %q) = %v, want a field and a reason", kind, subject, token, err)
+		}
+		if len(res.GetRules()) > 2 || res.GetNextPageToken() != "" && len(res.GetRules()) != 2 {
+			t.Errorf("ListRegistry(%q, %q, %q) = %v, want at most a page", kind, subject, token, res)
+		}
+	})
 }
