@@ -287,8 +287,8 @@ func (db *DB) checkOtherLabel(ctx context.Context, c storage.Config, name string
 	if err != nil || name == db.key {
 		return err
 	}
-	if h, bad := parseHeader(stored); bad != nil || h.root != c.Root {
-		return nil // None of ours, whatever it is.
+	if !isBoundTo(stored, c.Root) {
+		return nil
 	}
 	var fields int64
 	err = db.ask(ctx, "looking through", func(ctx context.Context) error {
@@ -301,4 +301,10 @@ func (db *DB) checkOtherLabel(ctx context.Context, c storage.Config, name string
 		err = fmt.Errorf("%w: this KMS has records there under another label", storage.ErrWrongKey)
 	}
 	return err
+}
+
+// isBoundTo says whether bytes are a header of a KMS's database.
+func isBoundTo(stored []byte, root [sha256.Size]byte) bool {
+	h, err := parseHeader(stored)
+	return err == nil && h.root == root
 }
