@@ -81,7 +81,7 @@ func quoted(s string) string {
 func (c *configuring) serves(t testing.TB) {
 	t.Helper()
 	c.logs(t, "KMS has launched")
-	c.process.ready(t, c.trusting(t, exampleDomain), c.URL("https")+"/ready")
+	c.ready(t, c.trusting(t, exampleDomain), c.URL("https")+"/ready")
 	c.releases(t, http.StatusOK, `"disk_crypt_key"`)
 }
 
@@ -181,7 +181,7 @@ func TestConfigurationAsDocumented(t *testing.T) {
 			c.keepsSecret(t, marker)
 
 			// The same database again, emptied.
-			again := c.kmsDir.configuring(t, c.port, nil)
+			again := c.configuring(t, c.port, nil)
 			again.post(t, tt.route, fmt.Sprintf(tt.body, quoted(where)), "200", tt.want)
 			again.post(t, "/start", `{"clear_database": true}`, "200",
 				`{"success":"Starting the KMS server with warnings: No PKCS12 file has been supplied The KMS database will be erased.`)

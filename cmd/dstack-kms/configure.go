@@ -11,12 +11,13 @@ import (
 	"os"
 	"time"
 
+	"go.uber.org/zap"
+
+	"teekms/cmd/internal/node"
 	"teekms/internal/pkcs12"
 	"teekms/internal/serve"
 	"teekms/internal/storage"
 	"teekms/services/kms/provision"
-
-	"go.uber.org/zap"
 )
 
 // configure serves the configuration server until a start has succeeded, and
@@ -124,6 +125,10 @@ func (b *base) newProvision(attested bool, apply func(context.Context, provision
 	if err != nil {
 		return nil, err
 	}
+	token, err := node.OneTimeToken("Bootstrap token", c.Token)
+	if err != nil {
+		return nil, err
+	}
 	defaults, err := b.defaults()
 	if err != nil {
 		return nil, err
@@ -132,12 +137,12 @@ func (b *base) newProvision(attested bool, apply func(context.Context, provision
 	if err != nil {
 		dir = "" // relative paths are refused then
 	}
-	if c.Token.Len() == 0 && authorities == nil {
+	if token.Len() == 0 && authorities == nil {
 		b.Log.Warn("WHOEVER REACHES THE BOOTSTRAP SERVER CAN CONFIGURE AND START THIS KMS: " +
 			"set core.bootstrap_server.token_file or authority_cert_file")
 	}
 	return provision.New(provision.Config{
-		Apply: apply, Defaults: defaults, StateDir: dir, Token: c.Token, ClientCAs: authorities, Attested: attested,
+		Apply: apply, Defaults: defaults, StateDir: dir, Token: token, ClientCAs: authorities, Attested: attested,
 		ApplyTimeout: applyTime, Now: time.Now, Log: b.Log,
 	})
 }

@@ -8,6 +8,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
 	"teekms/cmd/internal/node"
 	"teekms/internal/audit"
 	"teekms/internal/config"
@@ -15,9 +18,6 @@ import (
 	"teekms/internal/storage"
 	"teekms/internal/storage/redisdb"
 	"teekms/internal/storage/sqldb"
-
-	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 )
 
 // systemStateDir is where the database is kept unless configured.

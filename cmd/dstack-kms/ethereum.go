@@ -3,11 +3,11 @@ package main
 import (
 	"time"
 
+	"go.uber.org/zap"
+
 	"teekms/internal/authz"
 	"teekms/internal/authz/onchain"
 	"teekms/internal/config"
-
-	"go.uber.org/zap"
 )
 
 // newEthereum makes the authority that is a contract.

@@ -2,10 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 
 	"teekms/internal/audit"
 	"teekms/internal/keys"
@@ -14,9 +19,6 @@ import (
 	"teekms/internal/registry"
 	"teekms/internal/storage"
 	"teekms/services/kms"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/zap"
 )
 
 // settings are what may come from the configuration file or from the
@@ -81,12 +83,20 @@ func (s *kmsServer) openPKCS12() (warnings []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.pkcs12 = &certificate
+	s.pkcs12, s.settings.pkcs12, s.settings.password = &certificate, keys.Secret{}, keys.Secret{}
 	leaf := certificate.Leaf
 	if leaf == nil {
 		return nil, errors.New("opening PKCS#12: it has no leaf")
 	}
+	s.Log.Info("whoever does not ask for the domain gets the certificate of the PKCS#12",
+		zap.Stringer("subject", leaf.Subject), zap.Time("not_after", leaf.NotAfter), zap.String("sha256", fingerprint(certificate.Certificate[0])))
 	return warnings, observe.RegisterCertificate(s.attempt, "pkcs12", func() time.Time { return leaf.NotAfter })
+}
+
+// fingerprint is the SHA-256 of a certificate in hex.
+func fingerprint(der []byte) string {
+	digest := sha256.Sum256(der)
+	return hex.EncodeToString(digest[:])
 }
 
 // openDatabase opens database, audit log and registry.

@@ -12,6 +12,7 @@ import (
 	"teekms/cmd/internal/buildinfo"
 	"teekms/internal/audit"
 	"teekms/internal/keys/keystore"
+	"teekms/internal/storage"
 )
 
 // recordStart records what is to be known before anything is released: how the
@@ -33,6 +34,7 @@ func (s *kmsServer) recordStart(ctx context.Context) error {
 			return fmt.Errorf("recording %q in the audit log: %w", e.Kind, err)
 		}
 	}
+	s.settings.database = storage.Config{} // nobody needs its secrets any more
 	return nil
 }
 
@@ -77,8 +79,7 @@ func (s *kmsServer) configurationEvent() audit.Event {
 		fields["database"], fields["database_name"] = endpoint.Host, endpoint.Database
 	}
 	if s.pkcs12 != nil {
-		digest := sha256.Sum256(s.pkcs12.Certificate[0])
-		fields["pkcs12_sha256"] = hex.EncodeToString(digest[:])
+		fields["pkcs12_sha256"] = fingerprint(s.pkcs12.Certificate[0])
 	}
 	return audit.Event{Kind: audit.Configuration, Fields: fields}
 }

@@ -10,12 +10,11 @@ import (
 	"teekms/cmd/internal/node"
 	"teekms/internal/audit"
 	"teekms/internal/authz"
+	authzregistry "teekms/internal/authz/registry"
 	"teekms/internal/keys"
 	"teekms/internal/registry"
 	"teekms/internal/storage"
 	"teekms/services/onboard"
-
-	authzregistry "teekms/internal/authz/registry"
 )
 
 // onboardingRegistry is the registry of root keys that are not committed yet.

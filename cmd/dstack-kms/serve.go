@@ -7,13 +7,13 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
 	"teekms/cmd/internal/node"
 	"teekms/internal/audit"
 	"teekms/internal/ratls"
 	"teekms/internal/serve"
-
-	"go.uber.org/zap"
-	"golang.org/x/sync/errgroup"
 )
 
 // serveKMS serves the KMS service, and the Admin service where it is enabled,

@@ -11,10 +11,15 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
 	"teekms/cmd/internal/buildinfo"
 	"teekms/gen/kms/v1/kmsv1connect"
+	onboardv1 "teekms/gen/onboard/v1"
 	"teekms/internal/audit"
 	"teekms/internal/authz"
+	authzregistry "teekms/internal/authz/registry"
 	"teekms/internal/config"
 	"teekms/internal/keys/keystore"
 	"teekms/internal/ratls"
@@ -23,12 +28,6 @@ import (
 	"teekms/internal/serve"
 	"teekms/internal/storage"
 	"teekms/services/kms"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/zap"
-
-	onboardv1 "teekms/gen/onboard/v1"
-	authzregistry "teekms/internal/authz/registry"
 )
 
 // kmsServer is a KMS that is ready to serve, with all that it was configured

@@ -48,7 +48,7 @@ func TestSocketOutlivesItsServers(t *testing.T) {
 	if err != nil {
 		t.Fatalf("connecting between two servers: %v", err)
 	}
-	defer between.Close() //nolint:errcheck // the test is over
+	defer between.Close()
 	second, err := s.turn(true)
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +86,7 @@ func TestSocketKeepsWhatCameTooLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // the test is over
+	defer conn.Close()
 	if err := <-accepted(late); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept() = %v, want net.ErrClosed", err)
 	}

@@ -327,8 +327,8 @@ func (o Onboard) SetupTokenIsAuto() bool {
 	return o.SetupToken.Equal(keys.NewSecret([]byte(SetupTokenAuto)))
 }
 
-// SetupTokenAuto is the value of core.onboard.setup_token that asks for a token
-// made at start.
+// SetupTokenAuto is the value of core.onboard.setup_token, and of
+// core.bootstrap_server.token, that asks for a token made at start.
 const SetupTokenAuto = "auto"
 
 // The values of core.database.type.
@@ -393,8 +393,8 @@ type BootstrapServer struct {
 	ExpirationDays int64 `toml:"expiration_days"`
 	// EnsureRATLS refuses to start where the certificate cannot carry Evidence.
 	EnsureRATLS bool `toml:"ensure_ra_tls"`
-	// Token is asked of callers; empty asks for none. TokenFile is a file that
-	// holds it.
+	// Token is asked of callers; empty asks for none, [SetupTokenAuto] is made at
+	// start and printed once. TokenFile is a file that holds it.
 	Token     keys.Secret `toml:"token"`
 	TokenFile string      `toml:"token_file"`
 	// AuthorityCertFile holds the CA certificates (PEM) of client certificates

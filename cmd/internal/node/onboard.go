@@ -38,7 +38,7 @@ func (n *Node) Onboard(ctx context.Context) error {
 	}
 	n.Log.Info("Starting KMS in bootstrap mode")
 	n.Log.Info("Bootstrap required - keys not found")
-	token, err := setupToken(c.SetupToken)
+	token, err := OneTimeToken("Setup token", c.SetupToken)
 	if err != nil {
 		return err
 	}
@@ -153,19 +153,20 @@ func (n *Node) serveOnboarding(ctx context.Context, service *onboard.Service) er
 	return nil
 }
 
-// setupToken returns the configured token; "auto" makes one and prints it on
-// standard error, not through the logger, whose lines are kept.
-func setupToken(configured keys.Secret) (keys.Secret, error) {
+// OneTimeToken returns the configured token; "auto" makes one for this process
+// and prints it by its name on standard error, not through the logger, whose lines
+// are kept.
+func OneTimeToken(name string, configured keys.Secret) (keys.Secret, error) {
 	if !configured.Equal(keys.NewSecret([]byte(config.SetupTokenAuto))) {
 		return configured, nil
 	}
 	raw := make([]byte, 24)
 	if _, err := rand.Read(raw); err != nil {
-		return keys.Secret{}, fmt.Errorf("making a setup token: %w", err)
+		return keys.Secret{}, fmt.Errorf("making a token: %w", err)
 	}
 	token := base64.RawURLEncoding.EncodeToString(raw)
-	if _, err := fmt.Fprintf(os.Stderr, "Setup token: %s\n", token); err != nil {
-		return keys.Secret{}, fmt.Errorf("printing the setup token: %w", err)
+	if _, err := fmt.Fprintf(os.Stderr, "%s: %s\n", name, token); err != nil {
+		return keys.Secret{}, fmt.Errorf("printing the token: %w", err)
 	}
 	return keys.NewSecret([]byte(token)), nil
 }
