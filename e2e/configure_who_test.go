@@ -277,3 +277,55 @@ func TestDatabaseOfAProcessThatChoseNone(t *testing.T) {
 	wantErrorLine(t, nowhere.wait(t, 20*time.Second), 1, nowhere.stderr.String(),
 		"neither /var/lib/kms nor /proc/kms can be written: set core.database.path")
 }
+
+// TestTokenMadeAtStart prints a token once, and takes the configuration of its
+// holder alone; what was configured is in the audit log, without a secret.
+func TestTokenMadeAtStart(t *testing.T) {
+	t.Parallel()
+	k := newAdminKMS(t, "", devAuthority[:strings.Index(devAuthority, "[core.image]")])
+	port := freePort(t)
+	cmd := command(t, []string{
+		"KMS_USE_BOOTSTRAP_SERVER=true", fmt.Sprintf("KMS_BOOTSTRAP_SERVER_PORT=%d", port),
+		"DSTACK_KMS_CORE_BOOTSTRAP_SERVER_TOKEN=auto", "DSTACK_KMS_CORE_IMAGE_VERIFY=false",
+		"DSTACK_KMS_CORE_DATABASE_CA_FILE=/none", // says nothing of which database
+	}, "dstack-kms", "--config", k.Config)
+	c := &configuring{kmsDir: k.kmsDir, process: startCmd(t, cmd), port: port, bootstrap: fmt.Sprintf("https://localhost:%d", port)}
+	c.logs(t, "Bootstrap server has launched")
+	_, rest, _ := strings.Cut(c.stderr.String(), "Bootstrap token: ")
+	token, _, _ := strings.Cut(rest, "\n")
+	if len(token) != 32 || strings.Count(c.stderr.String(), token) != 1 || strings.Contains(c.stderr.String(), loud) {
+		t.Fatalf("the token is %q, want one of 32 characters, printed once:\n%s", token, c.stderr)
+	}
+	post := func(path, body, status, want string, header ...string) {
+		t.Helper()
+		args := []string{"-X", "POST", "-H", "Content-Type: application/json", "-d", body}
+		if got, text := curl(t, append(append(args, header...), c.bootstrap+path)...); got != status || !strings.Contains(text, want) {
+			t.Errorf("POST %s = %s %s, want %s %s", path, got, text, status, want)
+		}
+	}
+	right := []string{"-H", "Authorization: Bearer " + token}
+	post("/start", "{}", "401", "bearer token is required")
+	post("/start", "{}", "400", "please provide database parameters", right...)
+	post("/sqlite-enc", `{"path": `+quoted(filepath.Join(k.Dir, "db"))+`, "master_password": "master-canary"}`, "200", "Sqlite Enc.", right...)
+	curl(t, append(right, "-F", "file=@"+pkcs12File(t, "https.example.com", "p12-canary")+";type=application/octet-stream", c.bootstrap+"/pkcs12")...)
+	post("/pkcs12-password", `{"password": "p12-canary"}`, "200", "received", right...)
+	post("/start", "{}", "200", "Starting the KMS server", right...)
+	c.serves(t)
+	configuration := k.records(t, "configuration")
+	if len(configuration) != 1 {
+		t.Fatalf("%d records of the configuration, want 1", len(configuration))
+	}
+	fields := configuration[0].Fields
+	for name, want := range map[string]string{
+		"by": "bootstrap server: token from ", "database_type": "sqlite-enc", "database": filepath.Join(k.Dir, "db", "kms.db"), "auth_api": "dev", "tls": "true",
+	} {
+		if !strings.HasPrefix(fields[name], want) {
+			t.Errorf("configuration record: %s = %q, want %q", name, fields[name], want)
+		}
+	}
+	if len(fields["pkcs12_sha256"]) != 64 || strings.Contains(fmt.Sprint(fields), "canary") || strings.Contains(fmt.Sprint(fields), token) {
+		t.Errorf("configuration record = %v, want the fingerprint of the PKCS#12 and no secret", fields)
+	}
+	k.verifies(t)
+	c.keepsSecret(t, "master-canary", "p12-canary")
+}
