@@ -13,8 +13,8 @@ import (
 // Bounds of an auth-config.json.
 const (
 	// MaxAuthConfigSize is in bytes.
-	MaxAuthConfigSize = 32 << 20
-	maxAuthValues     = 1 << 20
+	MaxAuthConfigSize = 16 << 20
+	maxAuthValues     = 1 << 18
 )
 
 // AuthConfig is what an auth-config.json allows, in rules.
@@ -96,8 +96,8 @@ func (p *authParser) add(k Kind, subject, value string) {
 
 // value adds a rule with a value of the file. There, any is no word but where
 // said so.
-func (p *authParser) value(k Kind, subject string) func(at, text string) error {
-	return func(_, text string) error {
+func (p *authParser) value(k Kind, subject string) func(text string) error {
+	return func(text string) error {
 		if text == Any {
 			return errors.New("any is no value here")
 		}

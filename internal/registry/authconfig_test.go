@@ -121,8 +121,8 @@ func TestParseAuthConfigRefuses(t *testing.T) {
 		{"an application id that is none", `{"apps": {"a": {}}}`, `apps: "a" is no application id: 1 characters, want 40`},
 		{"a compose hash that is none", `{"apps": {"a1": {"composeHashes": ["h"]}}}`, "apps.a1.composeHashes[0]: 1 characters, want 64"},
 		{"deep nesting", `{"chainId": ` + strings.Repeat("[", 1_000_000), "chainId: want a single value"},
-		{"too large", strings.Repeat(" ", registry.MaxAuthConfigSize+1), "33554433 bytes, want at most"},
-		{"too many values", `{"osImages": [` + strings.Repeat(`"h1",`, 1<<20) + `"h1"]}`, "too many values"},
+		{"too large", strings.Repeat(" ", registry.MaxAuthConfigSize+1), "16777217 bytes, want at most"},
+		{"too many values", `{"osImages": [` + strings.Repeat(`"h1",`, 1<<18) + `"h1"]}`, "too many values"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

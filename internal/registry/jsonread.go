@@ -84,7 +84,7 @@ func (r *reader) object(at string, member func(at, name string) error) error {
 }
 
 // texts reads a list of strings; item gets each.
-func (r *reader) texts(at string, item func(at, text string) error) error {
+func (r *reader) texts(at string, item func(text string) error) error {
 	t, err := r.token(at)
 	if err != nil {
 		return err
@@ -93,13 +93,15 @@ func (r *reader) texts(at string, item func(at, text string) error) error {
 		return fmt.Errorf("%s: want a list of strings", at)
 	}
 	for i := 0; r.d.More(); i++ {
-		each := fmt.Sprintf("%s[%d]", at, i)
-		text, err := r.text(each)
-		if err != nil {
+		if t, err = r.token(at); err != nil {
 			return err
 		}
-		if err := item(each, text); err != nil {
-			return fmt.Errorf("%s: %w", each, err)
+		text, ok := t.(string)
+		if !ok {
+			return fmt.Errorf("%s[%d]: want a string", at, i)
+		}
+		if err := item(text); err != nil {
+			return fmt.Errorf("%s[%d]: %w", at, i, err)
 		}
 	}
 	_, err = r.token(at)
