@@ -77,6 +77,9 @@ func (l *Log) wait(ctx context.Context, p *pending) outcome {
 		return outcome{err: ErrClosed}
 	default:
 	}
+	if err := ctx.Err(); err != nil {
+		return outcome{err: fmt.Errorf("%w: %w", ErrUnavailable, err)}
+	}
 	select {
 	case l.queue <- p:
 	case <-l.closing:
@@ -380,8 +383,9 @@ func clearTail(e Event, old *head, readable bool) ([]byte, error) {
 // resolve finds out which events are in the log already. Their callers are told
 // so; those that are not there get missing, or are returned where that is nil.
 func (l *Log) resolve(ctx context.Context, group []*pending, missing error) (left []*pending, err error) {
+	seen := &head{}
 	for _, p := range group {
-		receipt, found, lookupErr := l.find(ctx, p)
+		receipt, found, lookupErr := l.find(ctx, p, &seen)
 		switch {
 		case errors.Is(lookupErr, ErrDuplicate):
 			p.result <- outcome{err: lookupErr}
@@ -402,8 +406,9 @@ func (l *Log) resolve(ctx context.Context, group []*pending, missing error) (lef
 }
 
 // find looks for the record of an event and makes sure that it is in the tree:
-// whoever has the database can put a row there, but not into the tree.
-func (l *Log) find(ctx context.Context, p *pending) (receipt Receipt, found bool, err error) {
+// whoever has the database can put a row there, but not into the tree. seen is a
+// head that was read before; it is read again for a row that came later.
+func (l *Log) find(ctx context.Context, p *pending, seen **head) (receipt Receipt, found bool, err error) {
 	row, ok, err := l.store.Find(ctx, p.id)
 	if err != nil || !ok {
 		return Receipt{}, false, err
@@ -419,10 +424,13 @@ func (l *Log) find(ctx context.Context, p *pending) (receipt Receipt, found bool
 	case r.Seq != row.Seq:
 		return Receipt{}, false, fmt.Errorf("%w: record %d says that it is %d", ErrTampered, row.Seq, r.Seq)
 	}
-	h, err := l.head(ctx)
-	if err != nil {
-		return Receipt{}, false, err
+	if row.Seq >= (*seen).tree.size {
+		if *seen, err = l.head(ctx); err != nil {
+			*seen = &head{}
+			return Receipt{}, false, err
+		}
 	}
+	h := *seen
 	if row.Seq >= h.tree.size {
 		return Receipt{}, false, fmt.Errorf("%w: record %d is beyond its end", ErrTampered, row.Seq)
 	}

@@ -198,6 +198,24 @@ func TestRowsThatWereChangedAreNotProved(t *testing.T) {
 	}
 }
 
+// TestHeadThatWasRemoved holds that a process which knew nothing before does not
+// take a log without its head for an empty one.
+func TestHeadThatWasRemoved(t *testing.T) {
+	store := audittest.NewStore()
+	l := open(t, store)
+	defer closeLog(t, l)
+	if err := l.Check(t.Context()); err != nil {
+		t.Errorf("Check() of an empty log = %v, want nil", err)
+	}
+	grown(t, store, 3)
+	state := store.State()
+	state.Head = nil
+	store.SetState(state)
+	if err := l.Check(t.Context()); !errors.Is(err, audit.ErrTampered) || !strings.Contains(err.Error(), "its head was removed") {
+		t.Errorf("Check() = %v, want ErrTampered: its head was removed", err)
+	}
+}
+
 func TestNodesThatAreMissingAreTold(t *testing.T) {
 	store := audittest.NewStore()
 	grown(t, store, 10)

@@ -21,8 +21,11 @@ const (
 // while it does not.
 func (l *Log) Check(ctx context.Context) error {
 	h, err := l.head(ctx)
-	if err != nil || h.tree.size == 0 {
+	if err != nil {
 		return err
+	}
+	if h.tree.size == 0 {
+		return l.checkEmpty(ctx)
 	}
 	rows, err := l.store.Rows(ctx, h.tree.size-1, 1)
 	if err != nil {
@@ -32,6 +35,23 @@ func (l *Log) Check(ctx context.Context) error {
 		return fmt.Errorf("%w: record %d is not the one that was written", ErrTampered, h.tree.size-1)
 	}
 	return nil
+}
+
+// checkEmpty refuses records under a head that knows of none.
+func (l *Log) checkEmpty(ctx context.Context) error {
+	rows, err := l.store.Rows(ctx, 0, 1)
+	if err != nil {
+		return fmt.Errorf("reading the audit log: %w", err)
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	// Another replica may have begun the log meanwhile.
+	h, err := l.head(ctx)
+	if err == nil && h.tree.size == 0 {
+		err = fmt.Errorf("%w: it has records, and its head was removed", ErrTampered)
+	}
+	return err
 }
 
 // Size returns the number of records.

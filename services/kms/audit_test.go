@@ -31,7 +31,7 @@ import (
 // impatient has a log that gives up soon.
 func impatient(t *testing.T) func(*world) {
 	return func(w *world) {
-		w.config.Audit = audittest.NewLog(t, w.store, func(c *audit.Config) { c.Timeout = 100 * time.Millisecond })
+		w.config.Audit = audittest.NewLog(t, w.store, func(c *audit.Config) { c.Timeout = 250 * time.Millisecond })
 	}
 }
 
@@ -51,31 +51,34 @@ func TestNothingLeavesUnrecorded(t *testing.T) {
 	signing := a.sign(t, 2, a.csr(t))
 	w.store.Break(errDown)
 	unrecorded := outcome{Code: connect.CodeUnavailable, Text: nothingReleased}
-	for _, protocol := range protocols() {
-		t.Run(protocol, func(t *testing.T) {
-			t.Run("application keys", func(t *testing.T) {
-				res, end := invoke[kmsv1.GetAppKeyRequest, kmsv1.GetAppKeyResponse](t, w.client(t, good), w.url, protocol, "GetAppKey", &kmsv1.GetAppKeyRequest{})
-				end.expect(t, protocol, unrecorded)
-				if len(res.GetDiskCryptKey())+len(res.GetK256Key())+len(res.GetEnvCryptKey()) > 0 {
-					t.Error("there is a key in the answer")
-				}
+	t.Run("refused", func(t *testing.T) { // so that what follows waits for all of them
+		for _, protocol := range protocols() {
+			t.Run(protocol, func(t *testing.T) {
+				t.Parallel()
+				t.Run("application keys", func(t *testing.T) {
+					res, end := invoke[kmsv1.GetAppKeyRequest, kmsv1.GetAppKeyResponse](t, w.client(t, good), w.url, protocol, "GetAppKey", &kmsv1.GetAppKeyRequest{})
+					end.expect(t, protocol, unrecorded)
+					if len(res.GetDiskCryptKey())+len(res.GetK256Key())+len(res.GetEnvCryptKey()) > 0 {
+						t.Error("there is a key in the answer")
+					}
+				})
+				t.Run("root keys", func(t *testing.T) {
+					res, end := invoke[kmsv1.GetKmsKeyRequest, kmsv1.GetKmsKeyResponse](t, w.client(t, good), w.url, protocol, "GetKmsKey", &kmsv1.GetKmsKeyRequest{})
+					end.expect(t, protocol, unrecorded)
+					if len(res.GetKeys()) > 0 || res.GetTempCaKey() != "" {
+						t.Error("there is a key in the answer")
+					}
+				})
+				t.Run("a certificate", func(t *testing.T) {
+					res, end := signCert(t, w, protocol, signing)
+					end.expect(t, protocol, unrecorded)
+					if len(res.GetCertificateChain()) > 0 {
+						t.Error("there is a certificate in the answer")
+					}
+				})
 			})
-			t.Run("root keys", func(t *testing.T) {
-				res, end := invoke[kmsv1.GetKmsKeyRequest, kmsv1.GetKmsKeyResponse](t, w.client(t, good), w.url, protocol, "GetKmsKey", &kmsv1.GetKmsKeyRequest{})
-				end.expect(t, protocol, unrecorded)
-				if len(res.GetKeys()) > 0 || res.GetTempCaKey() != "" {
-					t.Error("there is a key in the answer")
-				}
-			})
-			t.Run("a certificate", func(t *testing.T) {
-				res, end := signCert(t, w, protocol, signing)
-				end.expect(t, protocol, unrecorded)
-				if len(res.GetCertificateChain()) > 0 {
-					t.Error("there is a certificate in the answer")
-				}
-			})
-		})
-	}
+		}
+	})
 	for _, method := range []string{"KMS.GetAppKey", "KMS.GetKmsKey"} {
 		status, body := call(t, w.client(t, good), http.MethodPost, w.url+"/prpc/"+method+"?json", "{}")
 		if want := `{"error": "` + nothingReleased + `"}`; status != http.StatusBadRequest || string(body) != want {
@@ -259,6 +262,22 @@ func TestDenialsThatCannotBeRecorded(t *testing.T) {
 	getAppKey(good, &kmsv1.GetAppKeyRequest{})(t, w, "grpc").expect(t, "grpc", outcome{Code: connect.CodePermissionDenied, Text: "App not allowed: Boot denied: no"})
 	if n := logs.FilterMessage("denial not recorded").Len(); n != 1 || counters(t, w)["teekms_denials_unrecorded_total"] != 1 {
 		t.Errorf("%d lines, counters %v, want one of each", n, counters(t, w))
+	}
+}
+
+// TestDenialOfACallerWhoLeft holds that hanging up leaves a trace.
+func TestDenialOfACallerWhoLeft(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithCancel((&releaseBench{w: w, cert: certificate(t, w.workload(t, vectorApp(t)), ratls.Gen8)}).admitted(t))
+	w.authority.set(func(authz.Request) (authz.Decision, error) {
+		cancel()
+		return authz.Decision{Reason: "no"}, nil
+	})
+	if _, err := w.service.GetAppKey(ctx, &kmsv1.GetAppKeyRequest{}); err == nil || !strings.Contains(err.Error(), "Boot denied: no") {
+		t.Errorf("GetAppKey() = %v, want it denied", err)
+	}
+	if records := w.store.Records(t); len(records) != 1 || records[0].Kind != audit.Denial {
+		t.Errorf("records = %v, want the denial", records)
 	}
 }
 

@@ -21,6 +21,8 @@ import (
 const (
 	denialBurst     = 256
 	denialPerSecond = 16
+	// denialPatience is how long a denial waits for its record.
+	denialPatience = 2 * time.Second
 )
 
 // denialBudget says whether one more denial may be recorded.
@@ -66,6 +68,9 @@ func (s *Service) recordDenial(ctx context.Context, subject authz.Subject, info 
 	fields := bootFields(subject, info)
 	fields["reason"] = recordable(r.text)
 	fields["request_id"] = recordable(rpc.RequestID(ctx))
+	// Who hangs up is recorded all the same, and nobody is kept waiting for long.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), denialPatience)
+	defer cancel()
 	if _, appendErr := s.audit.Append(ctx, audit.Event{Kind: audit.Denial, Fields: fields}); appendErr != nil {
 		s.unrecorded("denial not recorded", appendErr)
 	}
