@@ -34,52 +34,102 @@ func TestEndpoint(t *testing.T) {
 		change func(*storage.Config)
 		want   storage.Endpoint
 	}{
-		{"SQLite is its file", storage.Config{Type: storage.SQLite, Path: "/var/lib/kms"}, nil,
-			storage.Endpoint{Host: "/var/lib/kms/kms.db", Loopback: loopback}},
-		{"encrypted SQLite is its file", storage.Config{Type: storage.SQLiteEncrypted, Path: "data"}, nil,
-			storage.Endpoint{Host: "data/kms.db", Loopback: loopback}},
-		{"PostgreSQL elsewhere is reached with TLS", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@db.example.com/kms"), nil,
-			storage.Endpoint{Host: "db.example.com:5432", Loopback: remote, Database: "kms", TLS: true}},
-		{"the short scheme", server(storage.PostgreSQL, "postgres://kms:"+secret+"@db.example.com:6432/kms"), nil,
-			storage.Endpoint{Host: "db.example.com:6432", Loopback: remote, Database: "kms", TLS: true}},
-		{"here it is not", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@localhost/kms"), nil,
-			storage.Endpoint{Host: "localhost:5432", Loopback: loopback, Database: "kms"}},
-		{"unless the URL asks for it", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@localhost/kms?sslmode=verify-full"), nil,
-			storage.Endpoint{Host: "localhost:5432", Loopback: loopback, Database: "kms", TLS: true}},
-		{"or an authority is named", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@127.0.0.1/kms?sslrootcert=%2Fetc%2Fca.pem"), nil,
-			storage.Endpoint{Host: "127.0.0.1:5432", Loopback: loopback, Database: "kms", TLS: true}},
-		{"in the URL or beside it", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@127.0.0.1/kms"), func(c *storage.Config) { c.CAFile = "/etc/ca.pem" },
-			storage.Endpoint{Host: "127.0.0.1:5432", Loopback: loopback, Database: "kms", TLS: true}},
-		{"the same authority twice is one", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@127.0.0.1/kms?sslrootcert=/etc/ca.pem"), func(c *storage.Config) { c.CAFile = "/etc/ca.pem" },
-			storage.Endpoint{Host: "127.0.0.1:5432", Loopback: loopback, Database: "kms", TLS: true}},
-		{"TLS is turned off elsewhere by two words only", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@10.0.0.1/kms?sslmode=disable"), func(c *storage.Config) { c.InsecurePlaintext = true },
-			storage.Endpoint{Host: "10.0.0.1:5432", Loopback: remote, Database: "kms"}},
-		{"one of them is not enough", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@10.0.0.1/kms"), func(c *storage.Config) { c.InsecurePlaintext = true },
-			storage.Endpoint{Host: "10.0.0.1:5432", Loopback: remote, Database: "kms", TLS: true}},
-		{"IPv6", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@[2001:db8::1]:5433/kms"), nil,
-			storage.Endpoint{Host: "[2001:db8::1]:5433", Loopback: remote, Database: "kms", TLS: true}},
-		{"IPv6 loopback", server(storage.MySQL, "mysql://kms:"+secret+"@[::1]/kms"), nil,
-			storage.Endpoint{Host: "[::1]:3306", Loopback: loopback, Database: "kms"}},
-		{"IPv4 in IPv6 loopback", server(storage.MySQL, "mysql://kms:"+secret+"@[::ffff:127.0.0.1]/kms"), nil,
-			storage.Endpoint{Host: "[::ffff:127.0.0.1]:3306", Loopback: loopback, Database: "kms"}},
-		{"all addresses are not loopback", server(storage.MySQL, "mysql://kms:"+secret+"@0.0.0.0/kms"), nil,
-			storage.Endpoint{Host: "0.0.0.0:3306", Loopback: remote, Database: "kms", TLS: true}},
-		{"a name that begins like localhost is not", server(storage.MySQL, "mysql://kms:"+secret+"@localhost.example.com/kms"), nil,
-			storage.Endpoint{Host: "localhost.example.com:3306", Loopback: remote, Database: "kms", TLS: true}},
-		{"MariaDB by its own scheme", server(storage.MySQL, "mariadb://kms:"+secret+"@db/kms?ssl-mode=verify_identity&ssl-ca=ca.pem"), nil,
-			storage.Endpoint{Host: "db:3306", Loopback: remote, Database: "kms", TLS: true}},
-		{"MySQL without TLS here", server(storage.MySQL, "mysql://kms:"+secret+"@127.8.9.1/kms?ssl-mode=DISABLED"), nil,
-			storage.Endpoint{Host: "127.8.9.1:3306", Loopback: loopback, Database: "kms"}},
-		{"an encoded name of a database", server(storage.MySQL, "mysql://kms:"+secret+"@db/k%2Fm%3Fs%20%C3%A9"), nil,
-			storage.Endpoint{Host: "db:3306", Loopback: remote, Database: "k/m?s é", TLS: true}},
-		{"Redis with TLS", server(storage.RedisFindex, "rediss://:"+secret+"@redis.example.com/3"), nil,
-			storage.Endpoint{Host: "redis.example.com:6379", Loopback: remote, Database: "3", TLS: true}},
-		{"Redis here", server(storage.RedisFindex, "redis://localhost"), nil,
-			storage.Endpoint{Host: "localhost:6379", Loopback: loopback, Database: "0"}},
-		{"Redis without TLS elsewhere", server(storage.RedisFindex, "redis://user:"+secret+"@redis:6380"), func(c *storage.Config) { c.InsecurePlaintext = true },
-			storage.Endpoint{Host: "redis:6380", Loopback: remote, Database: "0"}},
-		{"a path says nothing to a server", server(storage.PostgreSQL, "postgresql://kms@localhost/kms"), func(c *storage.Config) { c.Path = "/var/lib/kms" },
-			storage.Endpoint{Host: "localhost:5432", Loopback: loopback, Database: "kms"}},
+		{
+			"SQLite is its file",
+			storage.Config{Type: storage.SQLite, Path: "/var/lib/kms"},
+			nil,
+			storage.Endpoint{Host: "/var/lib/kms/kms.db", Loopback: loopback},
+		},
+		{
+			"encrypted SQLite is its file",
+			storage.Config{Type: storage.SQLiteEncrypted, Path: "data"},
+			nil,
+			storage.Endpoint{Host: "data/kms.db", Loopback: loopback},
+		},
+		{
+			"PostgreSQL elsewhere is reached with TLS", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@db.example.com/kms"), nil,
+			storage.Endpoint{Host: "db.example.com:5432", Loopback: remote, Database: "kms", TLS: true},
+		},
+		{
+			"the short scheme", server(storage.PostgreSQL, "postgres://kms:"+secret+"@db.example.com:6432/kms"), nil,
+			storage.Endpoint{Host: "db.example.com:6432", Loopback: remote, Database: "kms", TLS: true},
+		},
+		{
+			"here it is not", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@localhost/kms"), nil,
+			storage.Endpoint{Host: "localhost:5432", Loopback: loopback, Database: "kms"},
+		},
+		{
+			"unless the URL asks for it", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@localhost/kms?sslmode=verify-full"), nil,
+			storage.Endpoint{Host: "localhost:5432", Loopback: loopback, Database: "kms", TLS: true},
+		},
+		{
+			"or an authority is named", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@127.0.0.1/kms?sslrootcert=%2Fetc%2Fca.pem"), nil,
+			storage.Endpoint{Host: "127.0.0.1:5432", Loopback: loopback, Database: "kms", TLS: true},
+		},
+		{
+			"in the URL or beside it", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@127.0.0.1/kms"), func(c *storage.Config) { c.CAFile = "/etc/ca.pem" },
+			storage.Endpoint{Host: "127.0.0.1:5432", Loopback: loopback, Database: "kms", TLS: true},
+		},
+		{
+			"the same authority twice is one", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@127.0.0.1/kms?sslrootcert=/etc/ca.pem"), func(c *storage.Config) { c.CAFile = "/etc/ca.pem" },
+			storage.Endpoint{Host: "127.0.0.1:5432", Loopback: loopback, Database: "kms", TLS: true},
+		},
+		{
+			"TLS is turned off elsewhere by two words only", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@10.0.0.1/kms?sslmode=disable"), func(c *storage.Config) { c.InsecurePlaintext = true },
+			storage.Endpoint{Host: "10.0.0.1:5432", Loopback: remote, Database: "kms"},
+		},
+		{
+			"one of them is not enough", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@10.0.0.1/kms"), func(c *storage.Config) { c.InsecurePlaintext = true },
+			storage.Endpoint{Host: "10.0.0.1:5432", Loopback: remote, Database: "kms", TLS: true},
+		},
+		{
+			"IPv6", server(storage.PostgreSQL, "postgresql://kms:"+secret+"@[2001:db8::1]:5433/kms"), nil,
+			storage.Endpoint{Host: "[2001:db8::1]:5433", Loopback: remote, Database: "kms", TLS: true},
+		},
+		{
+			"IPv6 loopback", server(storage.MySQL, "mysql://kms:"+secret+"@[::1]/kms"), nil,
+			storage.Endpoint{Host: "[::1]:3306", Loopback: loopback, Database: "kms"},
+		},
+		{
+			"IPv4 in IPv6 loopback", server(storage.MySQL, "mysql://kms:"+secret+"@[::ffff:127.0.0.1]/kms"), nil,
+			storage.Endpoint{Host: "[::ffff:127.0.0.1]:3306", Loopback: loopback, Database: "kms"},
+		},
+		{
+			"all addresses are not loopback", server(storage.MySQL, "mysql://kms:"+secret+"@0.0.0.0/kms"), nil,
+			storage.Endpoint{Host: "0.0.0.0:3306", Loopback: remote, Database: "kms", TLS: true},
+		},
+		{
+			"a name that begins like localhost is not", server(storage.MySQL, "mysql://kms:"+secret+"@localhost.example.com/kms"), nil,
+			storage.Endpoint{Host: "localhost.example.com:3306", Loopback: remote, Database: "kms", TLS: true},
+		},
+		{
+			"MariaDB by its own scheme", server(storage.MySQL, "mariadb://kms:"+secret+"@db/kms?ssl-mode=verify_identity&ssl-ca=ca.pem"), nil,
+			storage.Endpoint{Host: "db:3306", Loopback: remote, Database: "kms", TLS: true},
+		},
+		{
+			"MySQL without TLS here", server(storage.MySQL, "mysql://kms:"+secret+"@127.8.9.1/kms?ssl-mode=DISABLED"), nil,
+			storage.Endpoint{Host: "127.8.9.1:3306", Loopback: loopback, Database: "kms"},
+		},
+		{
+			"an encoded name of a database", server(storage.MySQL, "mysql://kms:"+secret+"@db/k%2Fm%3Fs%20%C3%A9"), nil,
+			storage.Endpoint{Host: "db:3306", Loopback: remote, Database: "k/m?s é", TLS: true},
+		},
+		{
+			"Redis with TLS", server(storage.RedisFindex, "rediss://:"+secret+"@redis.example.com/3"), nil,
+			storage.Endpoint{Host: "redis.example.com:6379", Loopback: remote, Database: "3", TLS: true},
+		},
+		{
+			"Redis here", server(storage.RedisFindex, "redis://localhost"), nil,
+			storage.Endpoint{Host: "localhost:6379", Loopback: loopback, Database: "0"},
+		},
+		{
+			"Redis without TLS elsewhere", server(storage.RedisFindex, "redis://user:"+secret+"@redis:6380"), func(c *storage.Config) { c.InsecurePlaintext = true },
+			storage.Endpoint{Host: "redis:6380", Loopback: remote, Database: "0"},
+		},
+		{
+			"a path says nothing to a server", server(storage.PostgreSQL, "postgresql://kms@localhost/kms"), func(c *storage.Config) { c.Path = "/var/lib/kms" },
+			storage.Endpoint{Host: "localhost:5432", Loopback: loopback, Database: "kms"},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

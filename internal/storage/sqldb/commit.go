@@ -120,13 +120,13 @@ type writer struct {
 }
 
 // exec runs a prepared statement.
-func (w *writer) exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
+func (w *writer) exec(ctx context.Context, query string, args ...any) error {
 	w.more(1)
 	s, err := w.db.prepared(ctx, query)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		_, err = w.tx.StmtContext(ctx, s).ExecContext(ctx, args...)
 	}
-	return w.tx.StmtContext(ctx, s).ExecContext(ctx, args...)
+	return err
 }
 
 // batch locks the head and asks what to write.
@@ -224,8 +224,7 @@ func (w *writer) write(ctx context.Context, b audit.Batch) error {
 	if b.Revision > 0 {
 		query, args = "UPDATE kms_head SET head = ?, revision = ? WHERE id = 1", []any{b.Head, int64(b.Revision)}
 	}
-	_, err := w.exec(ctx, query, args...)
-	return err
+	return w.exec(ctx, query, args...)
 }
 
 // clear removes rows, as many at once as can be waited for.
@@ -269,7 +268,7 @@ func (w *writer) rows(ctx context.Context, rows []audit.Row) error {
 			args = append(args, int64(row.Seq), row.EventID[:], row.Body, row.Nodes)
 		}
 		query := "INSERT INTO kms_audit (seq, event_id, body, nodes) VALUES " + values("(?, ?, ?, ?)", n)
-		if _, err := w.exec(ctx, query, args...); err != nil {
+		if err := w.exec(ctx, query, args...); err != nil {
 			return err
 		}
 		rows = rows[n:]
@@ -319,14 +318,12 @@ func (w *writer) add(ctx context.Context, edits []registry.Edit, revision uint64
 	}
 	query := "INSERT INTO kms_rules (kind, subject, value, revision, mac) VALUES " +
 		values("(?, ?, ?, ?, ?)", len(edits)) + w.db.dialect.onConflict
-	_, err := w.exec(ctx, query, args...)
-	return err
+	return w.exec(ctx, query, args...)
 }
 
 func (w *writer) remove(ctx context.Context, e registry.Edit) error {
 	if e.Op == registry.RemoveAll {
 		return w.clear(ctx, "DELETE FROM kms_rules WHERE kind = ? AND subject = ?", string(e.Rule.Kind), e.Rule.Subject)
 	}
-	_, err := w.exec(ctx, "DELETE FROM kms_rules WHERE kind = ? AND subject = ? AND value = ?", string(e.Rule.Kind), e.Rule.Subject, e.Rule.Value)
-	return err
+	return w.exec(ctx, "DELETE FROM kms_rules WHERE kind = ? AND subject = ? AND value = ?", string(e.Rule.Kind), e.Rule.Subject, e.Rule.Value)
 }

@@ -168,7 +168,7 @@ func (d *DB) Close() error {
 	}
 	clear(d.statements)
 	if err := d.db.Close(); err != nil {
-		return d.fault(context.Background(), err)
+		return describe(d.dialect, d.timeout, err)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -97,7 +98,13 @@ func describe(l *dialect, timeout time.Duration, err error) *fault {
 	if f := describeTLS(err); f != nil {
 		return f
 	}
-	return describeNetwork(timeout, err)
+	if f := describeNetwork(timeout, err); f != nil {
+		return f
+	}
+	if strings.Contains(err.Error(), "sql: database is closed") {
+		return &fault{text: "the database was closed"}
+	}
+	return &fault{text: "the database does not answer as " + l.name + " does"}
 }
 
 func describeTLS(err error) *fault {
@@ -149,6 +156,6 @@ func describeNetwork(timeout time.Duration, err error) *fault {
 		errors.Is(err, net.ErrClosed), errors.Is(err, sql.ErrConnDone), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
 		return unavailable(lost, "", "the connection to the database was lost")
 	default:
-		return &fault{text: "the database's answer was not understood"}
+		return nil
 	}
 }

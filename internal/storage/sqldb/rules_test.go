@@ -49,20 +49,34 @@ func TestRulesThatWereTamperedWith(t *testing.T) {
 		asked           registry.Rule
 		want            string
 	}{
-		{"one that was copied to another value", "INSERT INTO kms_rules SELECT kind, subject, 'bb', revision, mac FROM kms_rules" + where,
-			rule(registry.App, "", "bb"), `the rule app "" "bb" was not written by this KMS`},
-		{"one that was copied to another kind", "INSERT INTO kms_rules SELECT 'kms', subject, value, revision, mac FROM kms_rules" + where,
-			rule(registry.KMS, "", "aa"), `the rule kms "" "aa" was not written by this KMS`},
-		{"one that was copied to another subject", "INSERT INTO kms_rules SELECT kind, 'cc', value, revision, mac FROM kms_rules" + where,
-			rule(registry.App, "cc", "aa"), `the rule app "cc" "aa" was not written by this KMS`},
-		{"one whose end was moved into its subject", "INSERT INTO kms_rules SELECT kind, 'a', 'a', revision, mac FROM kms_rules" + where,
-			rule(registry.App, "a", "a"), `the rule app "a" "a" was not written by this KMS`},
-		{"one of another revision", "UPDATE kms_rules SET revision = 2" + where,
-			rule(registry.App, "", "aa"), `the rule app "" "aa" was not written by this KMS`},
-		{"one without a MAC", "UPDATE kms_rules SET mac = x''" + where,
-			rule(registry.App, "", "aa"), `the rule app "" "aa" was not written by this KMS`},
-		{"one that was made up", "INSERT INTO kms_rules VALUES ('app', '', 'any', 1, zeroblob(32))",
-			rule(registry.App, "", "any"), `the rule app "" "any" was not written by this KMS`},
+		{
+			"one that was copied to another value", "INSERT INTO kms_rules SELECT kind, subject, 'bb', revision, mac FROM kms_rules" + where,
+			rule(registry.App, "", "bb"), `the rule app "" "bb" was not written by this KMS`,
+		},
+		{
+			"one that was copied to another kind", "INSERT INTO kms_rules SELECT 'kms', subject, value, revision, mac FROM kms_rules" + where,
+			rule(registry.KMS, "", "aa"), `the rule kms "" "aa" was not written by this KMS`,
+		},
+		{
+			"one that was copied to another subject", "INSERT INTO kms_rules SELECT kind, 'cc', value, revision, mac FROM kms_rules" + where,
+			rule(registry.App, "cc", "aa"), `the rule app "cc" "aa" was not written by this KMS`,
+		},
+		{
+			"one whose end was moved into its subject", "INSERT INTO kms_rules SELECT kind, 'a', 'a', revision, mac FROM kms_rules" + where,
+			rule(registry.App, "a", "a"), `the rule app "a" "a" was not written by this KMS`,
+		},
+		{
+			"one of another revision", "UPDATE kms_rules SET revision = 2" + where,
+			rule(registry.App, "", "aa"), `the rule app "" "aa" was not written by this KMS`,
+		},
+		{
+			"one without a MAC", "UPDATE kms_rules SET mac = x''" + where,
+			rule(registry.App, "", "aa"), `the rule app "" "aa" was not written by this KMS`,
+		},
+		{
+			"one that was made up", "INSERT INTO kms_rules VALUES ('app', '', 'any', 1, zeroblob(32))",
+			rule(registry.App, "", "any"), `the rule app "" "any" was not written by this KMS`,
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -216,7 +216,7 @@ func networkFile(dir string) []string {
 	if err := unix.Statfs(dir, &s); err != nil {
 		return nil
 	}
-	switch int64(s.Type) {
+	switch s.Type {
 	case unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.V9FS_MAGIC, unix.AFS_SUPER_MAGIC, unix.CEPH_SUPER_MAGIC:
 		return []string{fmt.Sprintf("the database is on a network file system, %q: SQLite loses data where two machines write it", dir)}
 	default:
@@ -240,6 +240,7 @@ func sqliteFault(err error) *fault {
 		return &fault{text: "writing to the database's disk failed: it may be full", code: shown}
 	case sqlite3.IOERR_BADKEY:
 		return &fault{text: "the key of the database has the wrong size", of: []error{storage.ErrWrongKey}}
+	default:
 	}
 	switch code.Code() {
 	case sqlite3.NOTADB:

@@ -220,19 +220,14 @@ func asNobody(t *testing.T, f func()) {
 }
 
 func TestDirectoriesThatCannotBeWritten(t *testing.T) {
-	parent, err := os.MkdirTemp("", "sqldb")
-	if err != nil {
+	parent := t.TempDir()
+	if err := os.Chmod(filepath.Dir(parent), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(parent); err != nil {
-			t.Error(err)
-		}
-	})
 	file := filepath.Join(parent, "file")
 	used := filepath.Join(parent, "used")
 	use(t, config(used), func(*sqldb.DB) {})
-	err = errors.Join(os.WriteFile(file, nil, 0o600), os.Chmod(used, 0o555), os.Chmod(filepath.Join(used, storage.File), 0o666), os.Chmod(parent, 0o555))
+	err := errors.Join(os.WriteFile(file, nil, 0o600), os.Chmod(used, 0o555), os.Chmod(filepath.Join(used, storage.File), 0o666), os.Chmod(parent, 0o555))
 	if err != nil {
 		t.Fatal(err)
 	}
