@@ -89,7 +89,7 @@ func TestFilesOfOpenSSLServe(t *testing.T) {
 		{"certificates in clear", p256, password, []string{"-certpbe", "NONE"}},
 		{"a friendly name", p256, password, []string{"-name", "KMS – key 1", "-caname", "a CA"}},
 		{"one iteration", p256, password, []string{"-noiter"}},
-		{"a million iterations", p256, password, []string{"-iter", "1000000"}},
+		{"200,000 iterations", p256, password, []string{"-iter", "200000"}},
 		{"a CSP name and key identifiers", p256, password, []string{"-CSP", "x", "-keysig"}},
 	}
 	for _, tt := range tests {
@@ -334,10 +334,10 @@ func TestAChangedBitAnywhereIsSeen(t *testing.T) {
 			if _, ok := errors.AsType[*pkcs12.Error](err); !ok {
 				t.Errorf("byte %d of %d changed by %#x: Open = %v, want a refusal", i, len(file), bit, err)
 			}
-			_, _, err = pkcs12.Open(file[:i], secret(password), now)
-			if _, ok := errors.AsType[*pkcs12.Error](err); !ok {
-				t.Errorf("cut off at %d: Open = %v, want a refusal", i, err)
-			}
+		}
+		_, _, err := pkcs12.Open(file[:i], secret(password), now)
+		if _, ok := errors.AsType[*pkcs12.Error](err); !ok {
+			t.Errorf("cut off at %d: Open = %v, want a refusal", i, err)
 		}
 	}
 }
