@@ -118,6 +118,8 @@ func (s *kmsServer) openDatabase(ctx context.Context) error {
 	if s.audit, err = audit.New(c); err != nil { //nolint:contextcheck // its appender outlives this start
 		return err
 	}
+	// A log that is not as it was releases nothing, just as one that does not answer.
+	s.alive.ping = s.audit.Check
 	if !s.settings.clear { // else a log that is broken may go
 		if err := s.audit.Check(ctx); err != nil {
 			return fmt.Errorf("opening the audit log: %w", err)
