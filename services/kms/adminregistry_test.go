@@ -116,6 +116,17 @@ func TestUpdateRegistryRecordsWhatItChanges(t *testing.T) {
 			t.Errorf("recorded as of %q, want %q", by, as.by)
 		}
 	}
+	// A listener that asks for nothing knows nobody.
+	open, err := kms.NewAdmin(kms.AdminConfig{Images: &cleared{}, Audit: r.log, Registry: r.policy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open.UpdateRegistry(t.Context(), change("add tcb_status any")); err != nil {
+		t.Fatal(err)
+	}
+	if by := r.store.Records(t)[3].Fields["by"]; by != "no credential" {
+		t.Errorf("recorded as of %q, want no credential", by)
+	}
 	first := r.store.Records(t)[0]
 	if first.Kind != audit.RegistryChange || first.Fields["comment"] != "release 1.2" || first.Fields["by"] != "token" || first.Fields["request_id"] == "" || first.Revision != 1 {
 		t.Errorf("record %+v, want who, why and the revision", first)
