@@ -16,7 +16,7 @@ const (
 )
 
 // errNoDatabase is what load balancers are told; why, is in the log.
-var errNoDatabase = errors.New("the database does not answer: nothing is released")
+var errNoDatabase = errors.New("the database does not answer, or is not as it was: nothing is released")
 
 // pinger knows whether the database answers. However often it is asked, the
 // database is asked once at a time and once in a lifetime of an answer.
