@@ -41,7 +41,7 @@ func scanRow(s scanner) (audit.Row, error) {
 	if err := s.Scan(&seq, &id, &row.Body, &row.Nodes); err != nil {
 		return audit.Row{}, err
 	}
-	if seq < 0 || len(id) != audit.IDSize {
+	if seq < 0 || len(id) != audit.IDSize || len(row.Body) > maxBody || len(row.Nodes) > maxNodes {
 		return audit.Row{}, fmt.Errorf("%w: record %d of the audit log is malformed", storage.ErrIntegrity, seq)
 	}
 	row.Seq, row.EventID = uint64(seq), [audit.IDSize]byte(id)
@@ -65,6 +65,12 @@ func (d *DB) each(ctx context.Context, query string, args []any, f func(rows *sq
 	return errors.Join(err, rows.Err(), rows.Close())
 }
 
+// errNotAsked says that an answer has more than the question, or in another
+// order: a database that lies is not to fill the memory, nor to lead in circles.
+func errNotAsked() error {
+	return fmt.Errorf("%w: it answered what it was not asked", storage.ErrIntegrity)
+}
+
 // Rows implements [audit.Store].
 func (d *DB) Rows(ctx context.Context, from uint64, limit int) ([]audit.Row, error) {
 	if limit <= 0 || from > math.MaxInt64 {
@@ -76,6 +82,9 @@ func (d *DB) Rows(ctx context.Context, from uint64, limit int) ([]audit.Row, err
 		query := "SELECT seq, event_id, body, nodes FROM kms_audit WHERE seq >= ? ORDER BY seq LIMIT ?"
 		return d.each(ctx, query, []any{int64(from), limit}, func(rows *sql.Rows) error {
 			row, err := scanRow(rows)
+			if err == nil && (row.Seq < from || len(found) == limit || len(found) > 0 && row.Seq <= found[len(found)-1].Seq) {
+				err = errNotAsked()
+			}
 			found = append(found, row)
 			return err
 		})
@@ -95,12 +104,18 @@ func (d *DB) Find(ctx context.Context, id [audit.IDSize]byte) (row audit.Row, ok
 		}
 		row, err = scanRow(s.QueryRowContext(ctx, id[:]))
 		ok = err == nil
-		if errors.Is(err, sql.ErrNoRows) {
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
 			return nil
+		case err == nil && row.EventID != id:
+			return errNotAsked()
 		}
 		return err
 	})
-	return row, ok, err
+	if err != nil {
+		return audit.Row{}, false, err
+	}
+	return row, ok, nil
 }
 
 // maxNodesAtOnce bounds the places that one statement asks for.
@@ -134,13 +149,14 @@ func (d *DB) nodes(ctx context.Context, seqs []uint64, found map[uint64][]byte) 
 	for n < len(seqs) {
 		n *= 2
 	}
-	args := make([]any, 0, n)
+	args, asked := make([]any, 0, n), make(map[int64]bool, n)
 	for i := range n {
 		seq := seqs[min(i, len(seqs)-1)]
 		if seq > math.MaxInt64 {
 			return fmt.Errorf("%w: the audit log has no record %d", storage.ErrIntegrity, seq)
 		}
 		args = append(args, int64(seq))
+		asked[int64(seq)] = true
 	}
 	query := "SELECT seq, nodes FROM kms_audit WHERE seq IN (" + strings.Repeat("?, ", n-1) + "?)"
 	return d.read(ctx, func(ctx context.Context) error {
@@ -148,6 +164,9 @@ func (d *DB) nodes(ctx context.Context, seqs []uint64, found map[uint64][]byte) 
 			var seq int64
 			var nodes []byte
 			err := rows.Scan(&seq, &nodes)
+			if err == nil && (!asked[seq] || len(nodes) > maxNodes) {
+				err = errNotAsked()
+			}
 			found[uint64(seq)] = nodes
 			return err
 		})

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -25,6 +26,7 @@ type DB struct {
 	steps   []migration
 	timeout time.Duration
 	log     *zap.Logger
+	now     func() time.Time
 	root    [32]byte
 	// ruleKey and bindingKey authenticate rows.
 	ruleKey, bindingKey []byte
@@ -32,6 +34,9 @@ type DB struct {
 	// turn is held by the goroutine that commits: those that wait for it wait here
 	// and not at the head row, each with a connection.
 	turn chan struct{}
+
+	// told is the second in which a lost connection was logged last.
+	told atomic.Int64
 
 	// mu guards statements.
 	mu sync.Mutex
@@ -60,7 +65,7 @@ func Open(ctx context.Context, c storage.Config) (*DB, error) {
 		return nil, err
 	}
 	d := &DB{
-		timeout: c.Timeout, log: c.Log, root: c.Root,
+		timeout: c.Timeout, log: c.Log, now: c.Now, root: c.Root,
 		turn: make(chan struct{}, 1), statements: make(map[string]*sql.Stmt),
 	}
 	var err error
@@ -97,6 +102,9 @@ func checkConfig(c *storage.Config) error {
 	}
 	if c.Timeout == 0 {
 		c.Timeout = storage.DefaultTimeout
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	return nil
 }
@@ -227,6 +235,9 @@ func (d *DB) retry(ctx context.Context, f func() error) error {
 		if fault.kind != lost && fault.kind != conflict {
 			return fault
 		}
+		if fault.kind == lost {
+			d.tell(fault)
+		}
 		select {
 		case <-ctx.Done():
 			return fault
@@ -234,6 +245,14 @@ func (d *DB) retry(ctx context.Context, f func() error) error {
 			return fault
 		case <-time.After(pause):
 		}
+	}
+}
+
+// tell logs that a connection was lost, once a second at most.
+func (d *DB) tell(f *fault) {
+	second := d.now().Unix()
+	if d.told.Swap(second) != second {
+		d.log.Warn("trying the database again", zap.NamedError("err", f))
 	}
 }
 

@@ -1,7 +1,10 @@
 package sqldb
 
 import (
+	"database/sql"
 	"time"
+
+	"go.uber.org/zap"
 
 	"teekms/internal/storage"
 )
@@ -18,3 +21,15 @@ func Describe(t storage.Type, err error) error {
 	}
 	return describe(l, 10*time.Second, err)
 }
+
+// Over returns a database as if it had been opened and found to be ours.
+func Over(db *sql.DB) *DB {
+	return &DB{
+		db: db, dialect: mysqlDialect(), timeout: 100 * time.Millisecond, log: zap.NewNop(), now: time.Now,
+		ruleKey: make([]byte, keySize), bindingKey: make([]byte, keySize),
+		turn: make(chan struct{}, 1), statements: make(map[string]*sql.Stmt),
+	}
+}
+
+// Dial connects to an address as to a server.
+var Dial = dialer

@@ -129,6 +129,10 @@ func (d *DB) match(ctx context.Context, s *sql.Stmt, rules []registry.Rule, aske
 			current = revision
 			continue
 		}
+		if branch < 0 || branch > int64(len(asked)) {
+			err = errNotAsked()
+			break
+		}
 		i := asked[branch-1]
 		found[i] = true
 		err = d.verify(registry.Entry{Rule: rules[i], Revision: uint64(revision)}, mac)
@@ -166,6 +170,13 @@ func (d *DB) List(ctx context.Context, q registry.Query) ([]registry.Entry, erro
 				return err
 			}
 			e.Revision = uint64(revision)
+			last := q.After
+			if len(found) > 0 {
+				last = found[len(found)-1].Rule
+			}
+			if len(found) == q.Limit || !follows(e.Rule, last, q) {
+				return errNotAsked()
+			}
 			found = append(found, e)
 			return d.verify(e, mac)
 		})
@@ -174,6 +185,14 @@ func (d *DB) List(ctx context.Context, q registry.Query) ([]registry.Entry, erro
 		return nil, err
 	}
 	return found, nil
+}
+
+// follows tells whether a rule comes after another in the answer to a query.
+func follows(r, last registry.Rule, q registry.Query) bool {
+	if q.Subject != "" {
+		return r.Subject == q.Subject && r.Value > last.Value
+	}
+	return r.Subject > last.Subject || r.Subject == last.Subject && r.Value > last.Value
 }
 
 func (d *DB) listQuery(q registry.Query) (query string, args []any) {
