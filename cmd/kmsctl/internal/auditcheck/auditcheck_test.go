@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -492,4 +493,37 @@ func FuzzParseProof(f *testing.F) {
 			t.Errorf("Verify() takes record %d, and 3 were signed", r.Seq)
 		}
 	})
+}
+
+// TestNoChangeGoesUnnoticed changes the rows of a log at random, with the chain
+// made anew or not: nothing but the log itself verifies.
+func TestNoChangeGoesUnnoticed(t *testing.T) {
+	w := newWorld(t, 25)
+	honest := w.source(t)
+	r := rand.New(rand.NewPCG(1, 2))
+	changes := []func(s *source, i, j int){
+		func(s *source, i, _ int) { s.rows[i].Body[r.IntN(len(s.rows[i].Body))] ^= 1 << r.IntN(8) },
+		func(s *source, i, _ int) { s.rows[i].Body = s.rows[i].Body[:r.IntN(len(s.rows[i].Body))] },
+		func(s *source, i, _ int) { s.rows = append(s.rows[:i], s.rows[i+1:]...) },
+		func(s *source, i, j int) { s.rows[i], s.rows[j] = s.rows[j], s.rows[i] },
+		func(s *source, i, j int) { s.rows[i].Body = bytes.Clone(s.rows[j].Body) },
+		func(s *source, i, _ int) { s.rows = s.rows[:i] },
+		func(s *source, i, _ int) { s.rechain(t, i, lie) },
+		func(s *source, i, j int) {
+			s.rows[i].Body = bytes.Clone(s.rows[j].Body)
+			s.rechain(t, i, nil)
+		},
+	}
+	for n := range 2000 {
+		state := audittest.State{Rows: honest.rows}
+		s := &source{honest.head, state.Clone().Rows}
+		i, j := r.IntN(len(s.rows)), r.IntN(len(s.rows))
+		if i == j {
+			continue
+		}
+		changes[n%len(changes)](s, i, j)
+		if _, err := auditcheck.Verify(t.Context(), s, w.options); !auditcheck.IsFinding(err) {
+			t.Fatalf("Verify() after change %d of record %d (and %d) = %v, want a finding", n%len(changes), i, j, err)
+		}
+	}
 }
