@@ -259,9 +259,12 @@ func BenchmarkDecide(b *testing.B) {
 			}
 			f := filler{db: db}
 			f.add(b, []registry.Rule{
-				{Kind: registry.TCBStatus, Value: "UpToDate"}, {Kind: registry.Advisory, Value: registry.Any},
-				{Kind: registry.OSImage, Value: hash(0)}, {Kind: registry.App, Value: hash(0)[:40]},
-				{Kind: registry.Compose, Subject: hash(0)[:40], Value: hash(0)}, {Kind: registry.Device, Subject: hash(0)[:40], Value: registry.Any},
+				{Kind: registry.TCBStatus, Value: "UpToDate"},
+				{Kind: registry.Advisory, Value: registry.Any},
+				{Kind: registry.OSImage, Value: hash(0)},
+				{Kind: registry.App, Value: hash(0)[:40]},
+				{Kind: registry.Compose, Subject: hash(0)[:40], Value: hash(0)},
+				{Kind: registry.Device, Subject: hash(0)[:40], Value: registry.Any},
 			})
 			apps := 1
 			for _, n := range sizes(backend) {
