@@ -37,9 +37,10 @@ func TestAuditLogOfReplicas(t *testing.T) {
 	}
 }
 
-// TestAuditLogOfReplicasOverARestart kills the server while they do.
+// TestAuditLogOfReplicasOverARestart kills the server while they do. One that is
+// not durable forgets what it has acknowledged, and the log says so.
 func TestAuditLogOfReplicasOverARestart(t *testing.T) {
-	s, c := storagetest.Served(&servers, server.Redis, openDB).Own(t, server.Options{})
+	s, c := storagetest.Served(&servers, server.Redis, openDB).Own(t, server.Options{Durable: true})
 	failed := audittest.Replicas(t, replicas(t, c), audittest.Load{Writers: 8, Events: 60, Disturb: func() {
 		s.Kill()
 		if err := s.Start(); err != nil {

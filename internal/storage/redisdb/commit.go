@@ -28,8 +28,6 @@ const (
 	maxRows = 1024
 	// fieldsAtOnce bounds the names and values of one command.
 	fieldsAtOnce = 2048
-	// sureTries is how often a commit whose answer was lost is looked after.
-	sureTries = 6
 )
 
 // write is a commit ready to be sent.
@@ -301,7 +299,7 @@ func (db *DB) sendHead(ctx context.Context, w *write, place string) (outcome int
 		}
 	}
 	lost := false
-	for try := range sureTries {
+	for tries := newPauses(db.patience); ; {
 		outcome, err = run()
 		if err == nil && lost && outcome != commitDone {
 			return db.settle(ctx, w)
@@ -310,11 +308,10 @@ func (db *DB) sendHead(ctx context.Context, w *write, place string) (outcome int
 			return outcome, nil
 		}
 		lost = lost || replyCode(err) == ""
-		if !isTransient(err) || !pause(ctx, retryPauses[0]<<try) {
-			break
+		if !isTransient(err) || !tries.again(ctx) {
+			return 0, fmt.Errorf("committing to the Redis database: %w", describe(err))
 		}
 	}
-	return 0, fmt.Errorf("committing to the Redis database: %w", describe(err))
 }
 
 // settle tells the outcome of a script that was sent more than once and did not

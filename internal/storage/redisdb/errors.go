@@ -18,21 +18,46 @@ import (
 	"teekms/internal/storage"
 )
 
-// retryPauses are the pauses before a read is tried again on a new connection:
-// long enough for a server that restarts, short enough for one that is gone.
-var retryPauses = [...]time.Duration{20 * time.Millisecond, 100 * time.Millisecond, 400 * time.Millisecond} //nolint:gochecknoglobals // A constant table.
+// Pauses before something is tried again on a new connection are doubled each
+// time, from the first to the last of these.
+const (
+	firstPause = 20 * time.Millisecond
+	lastPause  = 500 * time.Millisecond
+	// shortPatience is for a server that nobody knows yet, and for Ping.
+	shortPatience = 500 * time.Millisecond
+)
+
+// pauses waits before tries, for no longer in all than a patience.
+type pauses struct{ next, left time.Duration }
+
+func newPauses(patience time.Duration) *pauses { return &pauses{next: firstPause, left: patience} }
+
+// again waits; false means that there is no time left.
+func (p *pauses) again(ctx context.Context) bool {
+	if p.next > p.left {
+		return false
+	}
+	d := p.next
+	p.left, p.next = p.left-d, min(2*d, lastPause)
+	return pause(ctx, d)
+}
 
 // ask runs something that may be repeated, again where the connection broke, and
 // explains its error. It never waits longer than the database's timeout.
 func (db *DB) ask(ctx context.Context, doing string, f func(context.Context) error) error {
+	return db.askFor(ctx, db.patience, doing, f)
+}
+
+func (db *DB) askFor(ctx context.Context, patience time.Duration, doing string, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, db.timeout)
 	defer cancel()
-	for attempt := 0; ; attempt++ {
+	tries := newPauses(patience)
+	for {
 		err := f(ctx)
 		if err == nil {
 			return nil
 		}
-		if attempt == len(retryPauses) || !isTransient(err) || !pause(ctx, retryPauses[attempt]) {
+		if !isTransient(err) || !tries.again(ctx) {
 			return fmt.Errorf("%s the Redis database: %w", doing, describe(err))
 		}
 	}

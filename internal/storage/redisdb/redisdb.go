@@ -20,6 +20,7 @@ type DB struct {
 	client   *redis.Client
 	log      *zap.Logger
 	timeout  time.Duration
+	patience time.Duration // for a server that restarts
 	key      string
 	header   []byte
 	box      *box
@@ -53,17 +54,21 @@ func Open(ctx context.Context, c storage.Config) (*DB, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	db := &DB{
-		client:  newClient(target, timeout),
-		log:     c.Log,
-		timeout: timeout,
-		key:     keyName(c.Label),
-		cache:   newNodeCache(),
-		writing: make(chan struct{}, 1),
+		client: newClient(target, timeout),
+		log:    c.Log,
+		// Until it has answered once, see below.
+		patience: shortPatience,
+		timeout:  timeout,
+		key:      keyName(c.Label),
+		cache:    newNodeCache(),
+		writing:  make(chan struct{}, 1),
 	}
 	if err := db.start(ctx, c); err != nil {
 		_ = db.client.Close() // The first error is the one to report.
 		return nil, err
 	}
+	// As long as the other databases have it: a restart is a pause for callers.
+	db.patience = timeout / 2
 	return db, nil
 }
 
@@ -117,7 +122,7 @@ func newClient(t target, timeout time.Duration) *redis.Client {
 
 // Ping tells whether the database answers.
 func (db *DB) Ping(ctx context.Context) error {
-	return db.ask(ctx, "reaching", func(ctx context.Context) error {
+	return db.askFor(ctx, shortPatience, "reaching", func(ctx context.Context) error {
 		return db.client.Ping(ctx).Err()
 	})
 }
