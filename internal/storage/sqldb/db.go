@@ -104,7 +104,7 @@ func checkConfig(c *storage.Config) error {
 		c.Timeout = storage.DefaultTimeout
 	}
 	if c.Now == nil {
-		c.Now = time.Now
+		c.Now = time.Now //nolint:forbidigo // the documented default of an optional clock
 	}
 	return nil
 }
