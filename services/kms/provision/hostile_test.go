@@ -399,7 +399,7 @@ func TestPKCS12OfEveryKindAtStart(t *testing.T) {
 
 // TestSlowBodies announces a body and does not send it.
 func TestSlowBodies(t *testing.T) {
-	w := newWorldLimited(t, serve.Limits{ReadTime: 300 * time.Millisecond, Grace: time.Second}, nil)
+	w := newWorldLimited(t, serve.Limits{ReadTime: 2 * time.Second, Grace: 5 * time.Second}, nil)
 	for _, tt := range []struct{ name, path, contentType, begin string }{
 		{"JSON", "/pkcs12-password", "application/json", `{"password":"`},
 		{"a form", "/pkcs12", "multipart/form-data; boundary=x", "--x\r\nContent-Type: application/octet-stream\r\n\r\n0"},

@@ -153,7 +153,7 @@ func TestOneOfManyStartsRuns(t *testing.T) {
 func TestAFailedStartKeepsEverything(t *testing.T) {
 	var fail func(context.Context) error
 	w := newWorld(t, func(c *provision.Config) {
-		c.ApplyTimeout = 100 * time.Millisecond
+		c.ApplyTimeout = 2 * time.Second
 		c.Apply = func(ctx context.Context, s provision.Settings) ([]string, error) {
 			if !s.PKCS12Password.Equal(secret(marker)) || s.Database.Path != "/data" {
 				return nil, &provision.Refusal{Reason: "the settings are others"}
@@ -177,7 +177,7 @@ func TestAFailedStartKeepsEverything(t *testing.T) {
 		{"another root", returns(&storage.OtherRootError{Database: [32]byte{1}, KMS: [32]byte{2}}), 400, "the database belongs to another KMS: it is bound to the root key 0100000000000000"},
 		{"an error that nobody knows", returns(errors.New("insides")), 500, "internal error (id "},
 		{"a panic", func(context.Context) error { panic("insides") }, 500, "internal error (id "},
-		{"too slow", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, 400, "the settings could not be tried within 100ms"},
+		{"too slow", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, 400, "the settings could not be tried within 2s"},
 		{"an error that repeats a secret", returns(fmt.Errorf("%w: password %q", storage.ErrUnavailable, marker)), 400, "the settings are refused; the reason is not shown because it repeats a secret"},
 		{"a refusal that repeats a secret", returns(&provision.Refusal{Reason: "not " + marker}), 400, "the reason is not shown because it repeats a secret"},
 	}

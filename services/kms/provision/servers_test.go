@@ -19,7 +19,7 @@ func TestRealServers(t *testing.T) {
 		t.Run(string(kind), func(t *testing.T) {
 			s := servers.Shared(t, kind)
 			w := newWorld(t, func(c *provision.Config) {
-				c.Defaults.Database.Timeout, c.Defaults.Database.CAFile = 5*time.Second, s.CAFile()
+				c.Defaults.Database.Timeout, c.Defaults.Database.CAFile = 30*time.Second, s.CAFile()
 			})
 			post := func(url string) {
 				t.Helper()
