@@ -12,7 +12,6 @@ import (
 	"encoding/hex"
 	"math/big"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -180,7 +179,7 @@ func TestDial(t *testing.T) {
 		{"nothing at all", plain, bootstrapserver.Identity{NoAttestation: true}, status.OK, ""},
 
 		{"no Evidence", plain, expecting, status.NotVerified, "its certificate holds no Evidence"},
-		{"no Evidence from any trust domain", plain, with(func(id *bootstrapserver.Identity) { id.AnyMeasurement = true }), status.NotVerified, "its certificate holds no Evidence"},
+		{"no Evidence from any trust domain", plain, with(func(id *bootstrapserver.Identity) { id.AnyMeasurement, id.Expect = true, nil }), status.NotVerified, "its certificate holds no Evidence"},
 		{"Evidence of another key", selfSigned(t, plainKey, tomorrow, copied...), expecting, status.NotVerified, "report data: report data mismatch: the quote binds another key"},
 		{"the certificate of somebody else", tls.Certificate{Certificate: w.cert.Certificate, PrivateKey: plainKey}, expecting, status.NotVerified, "does not prove that the certificate it shows is its own"},
 		{"Evidence of both generations", selfSigned(t, key, tomorrow, slices.Concat(evidence(t, w.td, key, ratls.Gen1), evidence(t, w.td, key, ratls.Gen8))...), expecting, status.NotVerified, "Evidence of both generations"},
@@ -189,6 +188,7 @@ func TestDial(t *testing.T) {
 		{"other software", kmstest.Certificate(t, anotherImage), expecting, status.Unexpected, "is not what was expected: mrtd is "},
 		{"a platform that is out of date", outdated.cert, outdated.identity(t), status.NotVerified, "TCB status: OutOfDate, accepted is UpToDate"},
 		{"a certificate that has expired", selfSigned(t, key, time.Now().Add(-time.Minute), evidence(t, w.td, key, ratls.Gen8)...), expecting, status.NotVerified, "its certificate is valid from "},
+		{"a certificate of tomorrow", w.cert, expecting, status.NotVerified, "its certificate is valid from "},
 		{"no collateral", w.cert, with(func(id *bootstrapserver.Identity) { id.Collateral = nothing{} }), status.NoCollateral, "no collateral to be had"},
 		{"another name", w.cert, with(func(id *bootstrapserver.Identity) { expects(t, id, "domain", "kms.example.com") }), status.Unexpected, "domain there is none"},
 		{"another key", plain, with(pinned(pinOf(w.cert, t))), status.Unexpected, "--pin-spki wants "},
@@ -198,7 +198,11 @@ func TestDial(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s := kmstest.NewBootstrapServer(t, tt.cert, nil)
-			c, err := dial(t, s.URL, tt.id, nil)
+			c, err := dial(t, s.URL, tt.id, func(c *bootstrapserver.Config) {
+				if tt.name == "a certificate of tomorrow" {
+					c.Now = func() time.Time { return kmstest.Leaf(t, w.cert).NotBefore.Add(-time.Second) }
+				}
+			})
 			if got := status.Of(err); got != tt.code || err != nil && !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("Dial() = %v, status %d, want %d and %q", err, got, tt.code, tt.want)
 			}
@@ -403,21 +407,6 @@ func TestAnswers(t *testing.T) {
 				t.Errorf("Start() = %q, %v, want %q, %q", got, err, tt.want, tt.err)
 			}
 		})
-	}
-}
-
-func TestNoProxyIsUsed(t *testing.T) {
-	w := newWorld(t)
-	s := kmstest.NewBootstrapServer(t, w.cert, nil)
-	// A proxy would be asked for this name; it is nobody's.
-	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
-	u, _ := url.Parse(s.URL)
-	c, err := dial(t, "https://localhost:"+u.Port(), w.identity(t), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Start(t.Context(), false); err != nil {
-		t.Errorf("Start() = %v, want the server without a proxy", err)
 	}
 }
 
