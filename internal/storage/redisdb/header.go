@@ -120,28 +120,28 @@ func (h *header) kek(c storage.Config) ([]byte, error) {
 }
 
 // newHeader makes a header with a new random root key of the database.
-func newHeader(c storage.Config, name string) (*header, error) {
-	h := &header{cost: newCost(), root: c.Root}
+func newHeader(c storage.Config, name string) (h *header, root []byte, err error) {
+	h = &header{cost: newCost(), root: c.Root}
 	_, _ = rand.Read(h.salt[:]) // crypto/rand never fails.
 	kek, err := h.kek(c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	aead, err := chacha20poly1305.NewX(kek)
 	if err != nil {
-		return nil, fmt.Errorf("wrapping the root key of the database: %w", err)
+		return nil, nil, fmt.Errorf("wrapping the root key of the database: %w", err)
 	}
 	nonce := h.wrap[:chacha20poly1305.NonceSizeX]
 	_, _ = rand.Read(nonce)
-	root := make([]byte, keySize)
+	root = make([]byte, keySize)
 	_, _ = rand.Read(root)
 	aead.Seal(nonce, nonce, root, h.wrapped())
 	tag, err := h.tagOf(c, name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	copy(h.tag[:], tag)
-	return h, nil
+	return h, root, nil
 }
 
 // openHeader returns the root key of the database.
@@ -193,8 +193,8 @@ func (db *DB) unlock(ctx context.Context, c storage.Config) ([]byte, error) {
 		if err := db.checkOtherLabels(ctx, c); err != nil {
 			return nil, err
 		}
-		if err := db.create(ctx, c); err != nil {
-			return nil, err
+		if root, err := db.create(ctx, c); root != nil || err != nil {
+			return root, err
 		}
 	}
 	return nil, fmt.Errorf("%w: the header comes and goes", storage.ErrIntegrity)
@@ -215,33 +215,36 @@ func (db *DB) readHeader(ctx context.Context, key string) ([]byte, error) {
 	return stored, err
 }
 
-// create writes a header and an empty head where nothing is. That another
-// process was faster is no error.
-func (db *DB) create(ctx context.Context, c storage.Config) error {
-	h, err := newHeader(c, db.key)
+// create writes a header and an empty head where nothing is, and returns the root
+// key of the database: nil where another process was faster.
+func (db *DB) create(ctx context.Context, c storage.Config) ([]byte, error) {
+	h, root, err := newHeader(c, db.key)
 	if err != nil {
-		return err
-	}
-	root, err := openHeader(h.marshal(), c, db.key)
-	if err != nil {
-		return err
+		return nil, err
 	}
 	b, err := newBox(root, c.Label)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	db.header = h.marshal()
 	first := &head{epoch: newEpoch()}
 	value := b.seal(first.marshal(), headField)
 	var outcome int
 	err = db.ask(ctx, "creating", func(ctx context.Context) error {
 		var err error
-		outcome, err = createScript().Run(ctx, db.client, []string{db.key}, h.marshal(), value).Int()
+		outcome, err = createScript().Run(ctx, db.client, []string{db.key}, db.header, value).Int()
 		return err
 	})
-	if err == nil && outcome == createHeadless {
-		err = fmt.Errorf("%w: there are records of this label but the header is missing", storage.ErrIntegrity)
+	switch {
+	case err != nil:
+		return nil, err
+	case outcome == createDone:
+		return root, nil
+	case outcome == createExists:
+		return nil, nil //nolint:nilnil // The caller reads the other's.
+	default:
+		return nil, fmt.Errorf("%w: there are records of this label but the header is missing", storage.ErrIntegrity)
 	}
-	return err
 }
 
 const (

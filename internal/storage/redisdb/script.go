@@ -6,7 +6,7 @@ import "github.com/redis/go-redis/v9"
 // (see the package's comment).
 const (
 	createDone      = 0
-	createHeadless  = 2
+	createExists    = 1
 	commitDone      = 0
 	commitConflict  = 1
 	commitDuplicate = 2
