@@ -597,3 +597,102 @@ func TestClearBeginsAnew(t *testing.T) {
 		t.Errorf("Append() to the log from before it was cleared = %v, want ErrRolledBack", err)
 	}
 }
+
+// TestReadersAndWritersOfOneLog has readers and writers share two logs: heads
+// that are seen in another order than they were written are no forks.
+func TestReadersAndWritersOfOneLog(t *testing.T) {
+	store := audittest.NewStore()
+	var wg sync.WaitGroup
+	for range 2 {
+		l := open(t, store)
+		defer closeLog(t, l)
+		for range 4 {
+			wg.Go(func() {
+				for i := range 100 {
+					if _, err := l.Append(t.Context(), event(i)); err != nil {
+						t.Errorf("Append() = %v", err)
+					}
+				}
+			})
+			wg.Go(func() {
+				for range 100 {
+					if err := l.Check(t.Context()); err != nil {
+						t.Errorf("Check() = %v", err)
+					}
+					if _, err := l.Size(t.Context()); err != nil {
+						t.Errorf("Size() = %v", err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if n := len(consistent(t, store)); n != 800 {
+		t.Errorf("%d records, want 800", n)
+	}
+}
+
+// forgetful is a store whose Nodes fail for a while.
+type forgetful struct {
+	*audittest.Store
+	failures atomic.Int32
+}
+
+func (f *forgetful) Nodes(ctx context.Context, seqs []uint64) ([][]byte, error) {
+	if f.failures.Add(-1) >= 0 {
+		return nil, errLost
+	}
+	return f.Store.Nodes(ctx, seqs)
+}
+
+// TestNothingIsReleasedBeforeTheHeadIsChecked holds that a record which was
+// written counts only once the log is known to continue what was seen before.
+func TestNothingIsReleasedBeforeTheHeadIsChecked(t *testing.T) {
+	store := &forgetful{Store: audittest.NewStore()}
+	l := open(t, store, func(c *audit.Config) { c.Timeout = 200 * time.Millisecond })
+	defer closeLog(t, l)
+	if _, err := l.Append(t.Context(), event(0)); err != nil {
+		t.Fatal(err)
+	}
+	grown(t, store.Store, 3)
+	store.failures.Store(2)
+	if r, err := l.Append(t.Context(), event(4)); err != nil || r.Seq != 4 || len(consistent(t, store.Store)) != 5 {
+		t.Errorf("Append() = %v, %v with %d records, want seq 4 of 5", r, err, len(store.State().Rows))
+	}
+	grown(t, store.Store, 3)
+	store.failures.Store(1 << 20)
+	if _, err := l.Append(t.Context(), event(8)); !errors.Is(err, audit.ErrUnavailable) {
+		t.Errorf("Append() while nothing can be checked = %v, want ErrUnavailable", err)
+	}
+}
+
+// TestClearOfALogThatCannotBeRead holds that the operator who wants rid of it is
+// not kept from it, and that the new log does not pretend to know the old one.
+func TestClearOfALogThatCannotBeRead(t *testing.T) {
+	store := audittest.NewStore()
+	l := open(t, store)
+	defer closeLog(t, l)
+	for range 2 { // the second time there is a generation to go on from
+		if _, err := l.Append(t.Context(), event(1)); err != nil {
+			t.Fatal(err)
+		}
+		state := store.State()
+		state.Head[len(state.Head)-1] ^= 1
+		store.SetState(state)
+		if _, err := l.Append(t.Context(), event(2)); !errors.Is(err, audit.ErrTampered) {
+			t.Fatalf("Append() = %v, want ErrTampered", err)
+		}
+		if r, err := l.Clear(t.Context(), audit.Event{}); err != nil || r.Seq != 0 {
+			t.Fatalf("Clear() = %v, %v", r, err)
+		}
+		if got := consistent(t, store)[0].Fields; len(got) != 1 || got["old_size"] != "unreadable" {
+			t.Errorf("fields = %v, want an unreadable size alone", got)
+		}
+		if err := l.Check(t.Context()); err != nil {
+			t.Errorf("Check() = %v, want nil", err)
+		}
+	}
+	if _, err := l.Clear(t.Context(), audit.Event{Fields: map[string]string{"X": "y"}}); !errors.Is(err, audit.ErrInvalid) {
+		t.Errorf("Clear() with a field that is none = %v, want ErrInvalid", err)
+	}
+}
