@@ -34,6 +34,7 @@ type interceptor struct {
 	certificate func(n int) *tls.Certificate
 	cutFirst    bool
 	l           net.Listener
+	served      sync.WaitGroup
 
 	mu         sync.Mutex   // guards what follows
 	raw        bytes.Buffer // from the client, as it came
@@ -49,8 +50,7 @@ func newInterceptor(t testing.TB, target string, certificate func(n int) *tls.Ce
 		t.Fatal(err)
 	}
 	i := &interceptor{target: target, certificate: certificate, l: l}
-	var served sync.WaitGroup
-	served.Go(func() {
+	i.served.Go(func() {
 		for n := 0; ; n++ {
 			c, err := l.Accept()
 			if err != nil {
@@ -59,7 +59,7 @@ func newInterceptor(t testing.TB, target string, certificate func(n int) *tls.Ce
 			i.mu.Lock()
 			i.conns++
 			i.mu.Unlock()
-			served.Go(func() {
+			i.served.Go(func() {
 				defer c.Close()
 				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 				if cert := certificate(n); cert != nil {
@@ -70,11 +70,14 @@ func newInterceptor(t testing.TB, target string, certificate func(n int) *tls.Ce
 			})
 		}
 	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		served.Wait()
-	})
+	t.Cleanup(i.end)
 	return i
+}
+
+// end waits until all that the clients did is known.
+func (i *interceptor) end() {
+	_ = i.l.Close()
+	i.served.Wait()
 }
 
 func (i *interceptor) url() string { return "https://" + i.l.Addr().String() }
@@ -280,6 +283,7 @@ func TestNobodyInBetweenLearnsTheConfiguration(t *testing.T) {
 			if code != tt.code || !strings.HasPrefix(stderr, "ERROR: ") || !strings.Contains(stderr, tt.want) {
 				t.Errorf("kmsctl bootstrap-start = %d, %q, %q, want %d and %q", code, stdout, stderr, tt.code, tt.want)
 			}
+			i.end()
 			i.mu.Lock()
 			defer i.mu.Unlock()
 			if i.conns < tt.conns || len(i.handshakes) == 0 {
@@ -300,6 +304,7 @@ func TestNobodyInBetweenLearnsTheConfiguration(t *testing.T) {
 	// would see it; and where it passes everything on, everything arrives.
 	i := newInterceptor(t, target, always(signed(t)))
 	code, _, stderr := run(t, "kmsctl", slices.Concat([]string{"bootstrap-start", "--bootstrap-server-url", i.url(), "--insecure-no-attestation"}, secrets)...)
+	i.end()
 	i.mu.Lock()
 	if n := bytes.Count(i.plain.Bytes(), []byte(marker)); code != 0 || n < 5 {
 		t.Errorf("without attestation, kmsctl bootstrap-start = %d, %q, and %d markers were seen, want 0 and all", code, stderr, n)

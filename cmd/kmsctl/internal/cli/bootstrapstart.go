@@ -301,7 +301,7 @@ func (f *serverFlags) sayWho(env Environment, peer *bootstrapserver.Peer) {
 	switch {
 	case f.noAttestation:
 		warn("whoever answers gets the configuration: neither Evidence nor a key was looked at; the key is --pin-spki %s", &peer.Key)
-	case f.anyMeasurement && len(peer.Claims["mrtd"]) == 1:
+	case f.anyMeasurement && f.expect.mrtd == "" && len(peer.Claims["mrtd"]) == 1:
 		warn("any trust domain gets the configuration; this one is --expect-mrtd %s", peer.Claims["mrtd"][0])
 	}
 }
