@@ -11,11 +11,18 @@ import (
 
 // BenchmarkMatch asks what a release asks: eight rules, of which half exist.
 func BenchmarkMatch(b *testing.B) {
-	for _, change := range []func(*storage.Config){func(*storage.Config) {}, encrypted} {
-		for _, n := range []int{10, 10_000, 1_000_000} {
-			c := config(b.TempDir(), change)
-			b.Run(fmt.Sprintf("%s/rules=%d", c.Type, n), func(b *testing.B) { benchmarkMatch(b, c, n) })
-		}
+	for _, bench := range []struct {
+		change func(*storage.Config)
+		rules  int
+	}{
+		{func(*storage.Config) {}, 10},
+		{func(*storage.Config) {}, 10_000},
+		{func(*storage.Config) {}, 1_000_000},
+		{encrypted, 10},
+		{encrypted, 10_000},
+	} {
+		c := config(b.TempDir(), bench.change)
+		b.Run(fmt.Sprintf("%s/rules=%d", c.Type, bench.rules), func(b *testing.B) { benchmarkMatch(b, c, bench.rules) })
 	}
 }
 
