@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -361,4 +362,33 @@ func TestPlainHTTPAfterAConfiguration(t *testing.T) {
 			t.Errorf("GetMeta over %s = %s %.200s, want insecure_settings to tell how it is served", scheme, status, body)
 		}
 	}
+}
+
+// TestStartOfADatabaseThatIsSilent ends with 400 in time, and a process that is
+// told to end meanwhile ends well.
+func TestStartOfADatabaseThatIsSilent(t *testing.T) {
+	t.Parallel()
+	c := newConfiguring(t, devAuthority)
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // the kernel connects, nobody answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = silent.Close() })
+	c.post(t, "/postgresql", fmt.Sprintf(`{"url": "postgresql://kms:url-canary@%s/kms"}`, silent.Addr()), "200", "Successfully")
+	answered := make(chan struct{})
+	begin := time.Now()
+	go func() {
+		defer close(answered)
+		c.post(t, "/start", `{}`, "400", `the database gave no answer within 10s`)
+	}()
+	time.Sleep(500 * time.Millisecond)
+	c.post(t, "/start", `{}`, "400", "another request")
+	if code := c.terminate(t); code != 0 {
+		t.Errorf("exit status %d, want 0", code)
+	}
+	<-answered
+	if took := time.Since(begin); took > 25*time.Second {
+		t.Errorf("the start was answered after %s, want a deadline", took)
+	}
+	c.keepsSecret(t, "url-canary")
 }
