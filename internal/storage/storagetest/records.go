@@ -2,6 +2,7 @@ package storagetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -258,7 +259,16 @@ func list(t *testing.T, db registry.Store, q registry.Query) []registry.Entry {
 		if len(page) > limit {
 			t.Fatalf("List(%+v) returned %d entries", q, len(page))
 		}
-		all = append(all, page...)
+		for _, e := range page {
+			last := q.After
+			if len(all) > 0 {
+				last = all[len(all)-1].Rule
+			}
+			if e.Kind != q.Kind || last != (registry.Rule{}) && cmp.Or(cmp.Compare(e.Subject, last.Subject), cmp.Compare(e.Value, last.Value)) <= 0 {
+				t.Fatalf("List(%+v) returned %+v after %+v", q, e.Rule, last)
+			}
+			all = append(all, e)
+		}
 		if len(page) < limit {
 			return all
 		}
