@@ -38,31 +38,39 @@ func (s *Service) GetAppKey(ctx context.Context, r *kmsv1.GetAppKeyRequest) (*km
 	if n := len(g.info.InstanceID); n != 0 && n != keys.InstanceIDSize {
 		return nil, denied(fmt.Sprintf("App not allowed: instance_id must be empty or %d bytes", keys.InstanceIDSize), nil)
 	}
-	response, err := s.appKeys(g)
-	if err != nil {
-		return nil, err
+	// The keys are made while the record becomes durable; both must have succeeded
+	// before anything leaves.
+	made := make(chan appKeys, 1)
+	go func() { made <- s.appKeys(g) }()
+	released := s.release(ctx, event{kind: audit.ReleaseAppKey, grant: g})
+	k := <-made
+	if released != nil {
+		return nil, released
 	}
-	if err := s.release(ctx, event{kind: audit.ReleaseAppKey, grant: g}); err != nil {
-		return nil, err
-	}
-	return response, nil
+	return k.response, k.err
+}
+
+// appKeys are the keys of an application, or why there are none.
+type appKeys struct {
+	response *kmsv1.GetAppKeyResponse
+	err      error
 }
 
 // appKeys derives what the grant is for, from the identity that was measured.
-func (s *Service) appKeys(g *grant) (*kmsv1.GetAppKeyResponse, error) {
+func (s *Service) appKeys(g *grant) appKeys {
 	disk, err := s.roots.AppDisk(g.info.AppID, g.info.InstanceID)
 	if err != nil {
-		return nil, err
+		return appKeys{err: err}
 	}
 	env, err := s.roots.EnvSecret(g.info.AppID)
 	if err != nil {
-		return nil, err
+		return appKeys{err: err}
 	}
 	k256, err := s.roots.AppK256(g.info.AppID)
 	if err != nil {
-		return nil, err
+		return appKeys{err: err}
 	}
-	return &kmsv1.GetAppKeyResponse{
+	return appKeys{response: &kmsv1.GetAppKeyResponse{
 		CaCert:        s.rootPEM,
 		DiskCryptKey:  disk.Bytes(),
 		EnvCryptKey:   env.Bytes(),
@@ -73,7 +81,7 @@ func (s *Service) appKeys(g *grant) (*kmsv1.GetAppKeyResponse, error) {
 		GatewayAppId: g.decision.GatewayAppID,
 		// The guest measures it: it has to be the one that was authorized.
 		OsImageHash: g.info.OSImageHash,
-	}, nil
+	}}
 }
 
 // GetAppEnvEncryptPubKey gives the public key to which the environment of an

@@ -30,8 +30,8 @@ type event struct {
 // unrecorded refuses what could not be recorded.
 const unrecorded = "audit log unavailable: nothing was released"
 
-// release is called when everything is decided and made, and before any of it
-// is answered. It is the one way out: it returns when the release is recorded,
+// release is called when everything is decided, and before any of it is
+// answered. It is the one way out: it returns when the release is recorded,
 // durably, and if it fails, nothing leaves.
 func (s *Service) release(ctx context.Context, e event) error {
 	if err := ctx.Err(); err != nil {
