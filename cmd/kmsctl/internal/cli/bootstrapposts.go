@@ -185,14 +185,18 @@ func waitReady(ctx context.Context, raw string) error {
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		err := askReady(ctx, client, strings.TrimSuffix(raw, "/")+"/ready")
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err // and not that there is no more time
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for the KMS at %s: %w", raw, err)
+			return fmt.Errorf("waiting for the KMS at %s: %w", raw, last)
 		case <-tick.C:
 		}
 	}

@@ -476,8 +476,8 @@ func TestBootstrapStartWaits(t *testing.T) {
 		t.Errorf("kmsctl bootstrap-start --wait = %d, %q, %q after %d questions, want that it is ready at the third", code, stdout, stderr, asked)
 	}
 	asked = -1 << 30
-	code, _, stderr = runIn(t.Context(), nil, "", append(args, "--timeout", "300ms")...)
-	if want := "ERROR: gave up after 300ms: waiting for the KMS at " + kms.URL + ": 503 Service Unavailable\n"; code != status.Failed || stderr != want {
+	code, _, stderr = runIn(t.Context(), nil, "", append(args, "--timeout", "2s")...)
+	if want := "ERROR: gave up after 2s: waiting for the KMS at " + kms.URL + ": 503 Service Unavailable\n"; code != status.Failed || stderr != want {
 		t.Errorf("kmsctl bootstrap-start --wait = %d, %q, want %q", code, stderr, want)
 	}
 }
