@@ -87,11 +87,17 @@ var (
 	// none of a KMS.
 	ErrWrongKey = errors.New("wrong key, or not the database of a KMS")
 	// ErrIntegrity says that something in the database was not written by a KMS
-	// of these root keys.
-	ErrIntegrity = errors.New("the database was tampered with")
+	// of these root keys. It is an [audit.ErrTampered]: trying again is no help.
+	ErrIntegrity error = integrityError{}
 	// ErrUnavailable says that the database gave no answer in time.
 	ErrUnavailable = errors.New("the database is not available")
 )
+
+type integrityError struct{}
+
+func (integrityError) Error() string { return "the database was tampered with" }
+
+func (integrityError) Is(target error) bool { return target == audit.ErrTampered }
 
 // OtherRootError says that the database belongs to a KMS with other root keys.
 type OtherRootError struct {

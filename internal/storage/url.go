@@ -27,6 +27,9 @@ type Endpoint struct {
 	TLS bool
 }
 
+// DefaultName is the user and the database of an SQL server whose URL names none.
+const DefaultName = "kms"
+
 // Server is a database server as its URL names it.
 type Server struct {
 	Endpoint
@@ -186,12 +189,15 @@ func (s *Server) setUser(sch scheme, userinfo string) error {
 		return errors.New("the password in the URL has a % that no two hex digits follow: write it as %25")
 	}
 	switch {
-	case user == "" && sch.of != RedisFindex:
+	case user == "" && userinfo != "" && sch.of != RedisFindex:
 		return errors.New("the URL names no user")
 	case !utf8.ValidString(user), strings.ContainsFunc(user, isControl):
 		return errors.New("the user in the URL holds control characters or is not UTF-8")
 	case strings.Contains(password, "\x00"):
 		return errors.New("the password in the URL holds a zero byte")
+	}
+	if user == "" && sch.of != RedisFindex {
+		user = DefaultName
 	}
 	s.User, s.Password = user, keys.NewSecret([]byte(password))
 	return nil
@@ -274,7 +280,7 @@ func (s *Server) setDatabase(sch scheme, path string) error {
 			return errors.New("the URL's path is not the number of a Redis database")
 		}
 	case name == "":
-		return errors.New("the URL names no database")
+		name = DefaultName
 	case len(name) > sch.nameLimit:
 		return fmt.Errorf("the database's name is longer than %d bytes", sch.nameLimit)
 	case !utf8.ValidString(name), strings.ContainsFunc(name, isControl):

@@ -240,9 +240,8 @@ func TestValidateRefuses(t *testing.T) {
 		{"a zero byte in the password", pg("kms:" + secret + "%00user=x@localhost/kms"), "holds a zero byte"},
 		{"a zero byte in the user", pg("kms%00:" + secret + "@localhost/kms"), "the user in the URL holds control characters"},
 		{"a user that is not UTF-8", pg("kms%ff:" + secret + "@localhost/kms"), "the user in the URL holds control characters or is not UTF-8"},
-		{"no user", pg("localhost/kms"), "names no user"},
 		{"a password without a user", my(":" + secret + "@localhost/kms"), "names no user"},
-		{"a password without a host", my("kms:" + secret), "names no user"},
+		{"a password without a host", my("kms:" + secret), "port is not a number"},
 		{"no host", pg(at + "/kms"), "names no host"},
 		{"a port without a host", pg(at + ":5432/kms"), "names no host"},
 		{"nothing after the scheme", redis("redis://"), "names no host"},
@@ -269,8 +268,6 @@ func TestValidateRefuses(t *testing.T) {
 		{"an address as one number", pg(at + "2130706433/kms"), "a number, but not an IP address"},
 		{"an address in hex", pg(at + "0x7f.0.0.1/kms"), "a number, but not an IP address"},
 		{"an address in hex throughout", pg(at + "0x7f000001/kms"), "a number, but not an IP address"},
-		{"no database", pg(at + "localhost"), "names no database"},
-		{"an empty database", my(at + "localhost/"), "names no database"},
 		{"two databases", pg(at + "localhost/kms/kms"), "path is not the name of a database"},
 		{"a badly encoded database", pg(at + "localhost/k%ms"), "path is not the name of a database"},
 		{"a name that PostgreSQL would cut", pg(at + "localhost/" + strings.Repeat("x", 64)), "longer than 63 bytes"},
@@ -370,4 +367,22 @@ func FuzzServer(f *testing.F) {
 			t.Errorf("Server(%q) has host %q of %q", text, s.Name, s.Host)
 		}
 	})
+}
+
+// URLs that name nothing but a server are what tutorials print.
+func TestURLsThatNameNoUserAndNoDatabase(t *testing.T) {
+	for url, typ := range map[string]storage.Type{
+		"postgresql://postgres-server:5432": storage.PostgreSQL, "postgres://localhost/": storage.PostgreSQL,
+		"mysql://mysql-server:3306": storage.MySQL, "mariadb://localhost": storage.MySQL,
+	} {
+		c := storage.Config{Type: typ, URL: keys.NewSecret([]byte(url))}
+		s, err := c.Server()
+		if err != nil {
+			t.Errorf("%s: %v", url, err)
+			continue
+		}
+		if s.User != "kms" || s.Database != "kms" || s.Password.Len() != 0 {
+			t.Errorf("%s: user %q, database %q, want kms twice and no password", url, s.User, s.Database)
+		}
+	}
 }
