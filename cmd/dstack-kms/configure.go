@@ -115,6 +115,7 @@ const applyTime = 100 * time.Second
 func (b *base) provisionLimits() serve.Limits {
 	limits := b.ConnectionLimits()
 	limits.WriteTime = max(limits.WriteTime, applyTime+answerTime)
+	limits.Connections = min(limits.Connections, provision.MaxConnections)
 	return limits
 }
 

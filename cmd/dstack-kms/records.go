@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -67,20 +69,31 @@ func addInfo(fields map[string]string, info *keystore.Info) {
 }
 
 // configurationEvent says what this process was configured with: no secrets, and
-// nothing that a secret could be guessed from.
+// nothing that a secret could be guessed from. settings_sha256 is that of the JSON
+// object of all fields but "by", and of findex_label, compact and sorted by name,
+// without those that are empty.
 func (s *kmsServer) configurationEvent() audit.Event {
 	c := s.Config
 	fields := map[string]string{
-		"by": s.settings.by, "database_type": string(s.settings.database.Type), "auth_api": c.Core.AuthAPI.Type,
+		"database_type": string(s.settings.database.Type), "auth_api": c.Core.AuthAPI.Type,
 		"insecure_settings": strings.Join(s.insecure(), ","), "tls": strconv.FormatBool(!s.plaintext()),
 		"trust_root_sha256": hex.EncodeToString(s.TrustRootSHA256()),
 	}
 	if endpoint, err := s.settings.database.Endpoint(); err == nil {
 		fields["database"], fields["database_name"] = endpoint.Host, endpoint.Database
+		fields["database_tls"] = strconv.FormatBool(endpoint.TLS)
 	}
 	if s.pkcs12 != nil {
 		fields["pkcs12_sha256"] = fingerprint(s.pkcs12.Certificate[0])
 	}
+	settings := maps.Clone(fields)
+	settings["findex_label"] = s.settings.database.Label
+	maps.DeleteFunc(settings, func(_, value string) bool { return value == "" })
+	if text, err := json.Marshal(settings); err == nil { // strings always can be
+		digest := sha256.Sum256(text)
+		fields["settings_sha256"] = hex.EncodeToString(digest[:])
+	}
+	fields["by"] = s.settings.by
 	return audit.Event{Kind: audit.Configuration, Fields: fields}
 }
 

@@ -4,10 +4,8 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"errors"
 	"path/filepath"
 	"strings"
@@ -18,9 +16,7 @@ import (
 
 	"teekms/internal/attest"
 	"teekms/internal/attest/simtd"
-	"teekms/internal/audit"
 	"teekms/internal/ratls"
-	"teekms/internal/storage"
 	"teekms/services/kms/provision"
 )
 
@@ -117,44 +113,5 @@ func TestNewCertificateFails(t *testing.T) {
 	_, err := provision.NewCertificate(t.Context(), tests[2].c)
 	if !errors.Is(err, attest.ErrNoAttester) {
 		t.Errorf("error = %v, want ErrNoAttester in it", err)
-	}
-}
-
-func TestEventHoldsNoSecret(t *testing.T) {
-	leaf := issue(t, nil).leaf.Leaf
-	settings := provision.Settings{
-		Database: storage.Config{
-			Type: storage.RedisFindex, URL: secret("rediss://kms:" + marker + "@redis.example.com:6380/3"),
-			MasterPassword: secret(marker), Label: "label",
-		},
-		PKCS12: secret(marker), PKCS12Password: secret(marker), ClearDatabase: true,
-		By: provision.Caller{Means: "token", Peer: "192.0.2.1:4711"},
-	}
-	event, err := provision.Event(settings, leaf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest := sha256.Sum256(leaf.Raw)
-	leafHex := hex.EncodeToString(digest[:])
-	canonical := sha256.Sum256([]byte(`{"clear_database":"true","database":"redis.example.com:6380","database_name":"3","database_tls":"true",` +
-		`"database_type":"redis-findex","findex_label":"label","pkcs12_sha256":"` + leafHex + `"}`))
-	want := audit.Event{Kind: audit.Configuration, Fields: map[string]string{
-		"database_type": "redis-findex", "database": "redis.example.com:6380", "database_name": "3", "database_tls": "true",
-		"clear_database": "true", "pkcs12_sha256": leafHex, "settings_sha256": hex.EncodeToString(canonical[:]),
-		"by": "token", "peer": "192.0.2.1:4711",
-	}}
-	if diff := cmp.Diff(want, event); diff != "" {
-		t.Errorf("event (-want +got):\n%s", diff)
-	}
-	sqlite, err := provision.Event(provision.Settings{Database: storage.Config{Type: storage.SQLite, Path: "/var/lib/kms"}}, nil)
-	if err != nil || sqlite.Fields["database_path"] != "/var/lib/kms" || sqlite.Fields["pkcs12_sha256"] != "" {
-		t.Errorf("event = %v, %v", sqlite, err)
-	}
-	if sqlite.Fields["settings_sha256"] == event.Fields["settings_sha256"] {
-		t.Error("other settings have the same hash")
-	}
-	settings.Database.URL = secret("rediss://")
-	if _, err := provision.Event(settings, leaf); !errors.Is(err, storage.ErrConfig) {
-		t.Errorf("Event of a bad URL = %v, want ErrConfig", err)
 	}
 }

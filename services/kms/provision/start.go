@@ -102,7 +102,7 @@ func (s *Server) apply(ctx context.Context, settings Settings) (warnings []strin
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.ApplyTimeout)
 	defer cancel()
 	s.cfg.Log.Info("trying the settings", zap.String("type", string(settings.Database.Type)),
-		zap.Bool("pkcs12", settings.PKCS12.Len() > 0), zap.Bool("clear_database", settings.ClearDatabase),
+		zap.Bool("own_certificate", settings.PKCS12.Len() > 0), zap.Bool("clear_database", settings.ClearDatabase),
 		zap.String("by", settings.By.String()))
 	if err := settings.Database.Validate(); err != nil {
 		return nil, err
