@@ -46,7 +46,7 @@ func (b *base) configure(ctx context.Context) (*kmsServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.sayBootstrapServer(l, attested)
+	b.sayBootstrapServer(l, certificate.Leaf, attested)
 	err = b.serveProvision(ctx, server, l, server.TLSConfig(certificate))
 	server.Wait()
 	select {
@@ -66,14 +66,15 @@ func (b *base) configure(ctx context.Context) (*kmsServer, error) {
 	return ready, nil
 }
 
-// sayBootstrapServer says where the server is and what its certificate proves.
-func (b *base) sayBootstrapServer(l *socket, attested bool) {
+// sayBootstrapServer says where the server is, what its certificate proves, and
+// the pin that kmsctl bootstrap-start --pin-spki takes.
+func (b *base) sayBootstrapServer(l *socket, leaf *x509.Certificate, attested bool) {
 	kind := "plain self-signed, NOT attested"
 	if attested {
 		kind = "RA-TLS"
 	}
 	b.Log.Info("Bootstrap server has launched from https://"+l.Addr().String()+" ("+kind+")",
-		zap.String("common_name", b.Config.Core.BootstrapServer.Name()))
+		zap.String("common_name", b.Config.Core.BootstrapServer.Name()), zap.String("spki_sha256", fingerprint(leaf.RawSubjectPublicKeyInfo)))
 }
 
 // serveProvision serves until a start has succeeded, or ctx ends, and every call
