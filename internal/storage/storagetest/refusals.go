@@ -107,6 +107,9 @@ func refusals(kind server.Kind) []refusal {
 		{name: "peer that hangs up", is: unavailable, change: to(func(net.Conn) {})},
 		{name: "web server", change: to(webServer)},
 		{name: "peer that talks without end", change: to(talker)},
+		{name: "peer that announces a long answer", change: to(announce("$9223372036854775800\r\n"))},
+		{name: "peer that announces many answers", change: to(announce("*9223372036854775800\r\n"))},
+		{name: "peer that announces a long message", change: to(announce("R\x7f\xff\xff\xff"))},
 		{
 			name: "CA that did not issue the certificate", says: []string{"certificate"},
 			change: func(_ *testing.T, c *storage.Config, s *server.Server, database string) {
@@ -307,6 +310,14 @@ func talker(conn net.Conn) {
 		if _, err := conn.Write(line); err != nil {
 			return
 		}
+	}
+}
+
+// announce writes what announces more than anybody could keep.
+func announce(header string) func(conn net.Conn) {
+	return func(conn net.Conn) {
+		_, _ = io.WriteString(conn, header)
+		silent(conn)
 	}
 }
 
