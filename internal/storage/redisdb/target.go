@@ -92,7 +92,7 @@ func tlsDialer(config *tls.Config) dialer {
 		}
 		conn := tls.Client(raw, config)
 		if err = conn.HandshakeContext(ctx); err == nil {
-			return conn, nil
+			return &guarded{Conn: conn}, nil
 		}
 		_ = raw.Close() // Nothing but the handshake was sent on it.
 		if ctx.Err() != nil && !errors.Is(ctx.Err(), context.Canceled) {
@@ -108,11 +108,11 @@ func plaintextDialer(anywhere bool) dialer {
 	d := &net.Dialer{}
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := d.DialContext(ctx, network, address)
-		if err != nil || anywhere {
-			return conn, err
+		if err != nil {
+			return nil, err
 		}
-		if peer, ok := conn.RemoteAddr().(*net.TCPAddr); ok && peer.IP.IsLoopback() {
-			return conn, nil
+		if peer, ok := conn.RemoteAddr().(*net.TCPAddr); anywhere || ok && peer.IP.IsLoopback() {
+			return &guarded{Conn: conn}, nil
 		}
 		_ = conn.Close() // Nothing was sent on it.
 		return nil, errNotLocal
