@@ -159,7 +159,7 @@ func TestTwoHandles(t *testing.T) {
 }
 
 func TestCommitWaitsForItsTurnNoLongerThanItMay(t *testing.T) {
-	db := open(t, config(t.TempDir(), func(c *storage.Config) { c.Timeout = 50 * time.Millisecond }))
+	db := open(t, config(t.TempDir(), func(c *storage.Config) { c.Timeout = 500 * time.Millisecond }))
 	commit(t, db, audit.Batch{Head: []byte("before")})
 	inside, leave, done := make(chan bool), make(chan bool), make(chan error)
 	stop := errors.New("stop")
@@ -171,7 +171,7 @@ func TestCommitWaitsForItsTurnNoLongerThanItMay(t *testing.T) {
 		})
 	}()
 	<-inside
-	wantError(t, db.Commit(t.Context(), write(audit.Batch{})), "the database gave no answer within 50ms", storage.ErrUnavailable)
+	wantError(t, db.Commit(t.Context(), write(audit.Batch{})), "the database gave no answer within 500ms", storage.ErrUnavailable)
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	wantError(t, db.Commit(gone, write(audit.Batch{})), "the call was given up", context.Canceled)

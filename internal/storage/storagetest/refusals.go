@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,7 +107,18 @@ func refusals(kind server.Kind) []refusal {
 		{name: "silent peer", is: unavailable, says: []string{"no answer", "in time"}, change: to(silent)},
 		{name: "peer that hangs up", is: unavailable, change: to(func(net.Conn) {})},
 		{name: "web server", change: to(webServer)},
-		{name: "peer that talks without end", change: to(talker)},
+		{
+			name: "peer that talks without end",
+			change: func(t *testing.T, c *storage.Config, s *server.Server, database string) {
+				said := new(atomic.Int64)
+				to(talker(said))(t, c, s, database)
+				t.Cleanup(func() {
+					if n := said.Load(); n > maxTalk {
+						t.Errorf("Open listened to %d MiB of nothing", n>>20)
+					}
+				})
+			},
+		},
 		{name: "peer that announces a long answer", change: to(announce("$9223372036854775800\r\n"))},
 		{name: "peer that announces many answers", change: to(announce("*9223372036854775800\r\n"))},
 		{name: "peer that announces a long message", change: to(announce("R\x7f\xff\xff\xff"))},
@@ -303,12 +315,20 @@ func webServer(conn net.Conn) {
 	_, _ = io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n400 Bad Request "+server.Marker)
 }
 
+// maxTalk is what may be read, and kept, of a peer that does not speak the
+// protocol.
+const maxTalk = 256 << 20
+
 // talker writes until the other side has enough.
-func talker(conn net.Conn) {
-	line := bytes.Repeat([]byte("blah "+server.Marker+" "), 1000)
-	for {
-		if _, err := conn.Write(line); err != nil {
-			return
+func talker(said *atomic.Int64) func(conn net.Conn) {
+	return func(conn net.Conn) {
+		line := bytes.Repeat([]byte("blah "+server.Marker+" "), 1000)
+		for {
+			n, err := conn.Write(line)
+			said.Add(int64(n))
+			if err != nil {
+				return
+			}
 		}
 	}
 }

@@ -19,7 +19,9 @@ func (mariaDB) install(ctx context.Context, r runner, dir string) error {
 	if err != nil {
 		return err
 	}
-	return r.run(ctx, nil, install, "--no-defaults", "--datadir="+dir, "--skip-test-db", "--auth-root-authentication-method=normal",
+	// A server that starts removes what others have in a directory of temporary
+	// files that it shares with them.
+	return r.run(ctx, nil, install, "--no-defaults", "--datadir="+dir, "--tmpdir="+filepath.Dir(dir), "--skip-test-db", "--auth-root-authentication-method=normal",
 		"--innodb-log-file-size=32M", "--innodb-flush-log-at-trx-commit=0")
 }
 
@@ -45,7 +47,7 @@ func (mariaDB) command(s *Server) ([]string, error) {
 		flush = "1"
 	}
 	return []string{
-		mariadbd, "--no-defaults", "--datadir=" + filepath.Join(s.dir, "data"),
+		mariadbd, "--no-defaults", "--datadir=" + filepath.Join(s.dir, "data"), "--tmpdir=" + s.dir,
 		"--bind-address=127.0.0.1", fmt.Sprintf("--port=%d", s.port), "--socket=" + filepath.Join(s.dir, "socket"),
 		"--pid-file=" + filepath.Join(s.dir, "pid"), "--init-file=" + accounts, "--skip-name-resolve", "--max-connections=300",
 		"--ssl-cert=" + filepath.Join(s.dir, certificateFile), "--ssl-key=" + filepath.Join(s.dir, keyFile),
