@@ -26,12 +26,12 @@ const (
 func auditErrors() rpc.Table {
 	return rpc.Table{
 		rpc.As(connect.CodeOutOfRange, func(e *rangeError) string { return e.Error() }),
+		rpc.Is(storage.ErrIntegrity, connect.CodeDataLoss, ""), // which is an ErrTampered too
 		rpc.Is(audit.ErrTampered, connect.CodeDataLoss, ""),
 		rpc.Is(audit.ErrRolledBack, connect.CodeDataLoss, ""),
 		rpc.Is(audit.ErrForked, connect.CodeDataLoss, ""),
 		rpc.Is(audit.ErrUnavailable, connect.CodeUnavailable, ""),
 		rpc.Is(audit.ErrClosed, connect.CodeUnavailable, ""),
-		rpc.Is(storage.ErrIntegrity, connect.CodeDataLoss, ""),
 		rpc.Is(storage.ErrUnavailable, connect.CodeUnavailable, ""),
 	}
 }
