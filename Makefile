@@ -15,7 +15,7 @@ export CGO_ENABLED ?= 0
 # The linter's cache keeps the paths of the clone that filled it; each clone has its own.
 export GOLANGCI_LINT_CACHE := $(TOOLS)/golangci-cache
 
-.PHONY: help build install test crash race lint fmt gen gen-check bench fuzz cover demo deps tools clean
+.PHONY: help build install test crash conformance race lint fmt gen gen-check bench fuzz cover demo deps tools clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,8 +40,11 @@ test: deps ## run every test of all three modules
 crash: ## crash a bootstrap at every durable step, kill it hundreds of times, print the counts
 	go test -count=1 -v -run '^(TestNothingHalfDone|TestKilled)$$' ./internal/keys/keystore | grep -v '^ *---\|^==='
 
+conformance: deps ## put every database through the storage suite and the kill loops, print the counts
+	go test -count=1 -v -run '^(TestConformance|TestKilled)$$' ./internal/storage/sqldb ./internal/storage/redisdb | grep -oE '(conformance|killed): .*|^(ok|FAIL).*'
+
 race: ## run the unit tests under the race detector (needs a C compiler)
-	CGO_ENABLED=1 go test -race -timeout 20m ./...
+	CGO_ENABLED=1 go test -race -timeout 40m ./...
 
 tools: $(TOOLS)/golangci-lint $(TOOLS)/buf ## build the pinned developer tools into .bin/
 

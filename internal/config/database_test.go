@@ -33,6 +33,10 @@ func TestFlagsOverEnvironmentOverFile(t *testing.T) {
 	if diff := cmp.Diff(want, c.Core.BootstrapServer, compare()); diff != "" {
 		t.Errorf("core.bootstrap_server differs (-want +got):\n%s", diff)
 	}
+	other := parse(t, file, "KMS_BOOTSTRAP_SERVER_TOKEN_FILE="+token, "KMS_BOOTSTRAP_SERVER_AUTHORITY_CERT_FILE=ca.pem").Core.BootstrapServer
+	if !other.Token.Equal(want.Token) || other.AuthorityCertFile != "ca.pem" {
+		t.Errorf("authority %q, or another token: want those of the environment", other.AuthorityCertFile)
+	}
 	got := parse(t, "", "KMS_BOOTSTRAP_SERVER_PORT=2", "DSTACK_KMS_CORE_BOOTSTRAP_SERVER_PORT=4").Core.BootstrapServer.Port
 	if got != 4 {
 		t.Errorf("port = %d, want 4: the exact name wins", got)
