@@ -178,7 +178,7 @@ func makeFile(dir string, encrypted bool) (file string, warnings []string, err e
 		return "", nil, fmt.Errorf("the directory of the database cannot be written: %w", err)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		warnings = append(warnings, fmt.Sprintf("others than its owner have access to the database %q: its mode is %#o", file, mode))
+		warnings = append(warnings, fmt.Sprintf("Others than its owner have access to the database %q: its mode is %#o.", file, mode))
 	}
 	return file, append(warnings, networkFile(dir)...), nil
 }
