@@ -71,7 +71,7 @@ func (f *adminFlags) client(cmd *cobra.Command, env Environment) (*adminClient, 
 	}
 	switch {
 	case raw == "":
-		return nil, usagef(cmd, "--admin is required")
+		return nil, usagef(cmd, "--admin is required, or $%s", envAdminURL)
 	case f.timeout <= 0:
 		return nil, usagef(cmd, "--timeout must be positive")
 	}

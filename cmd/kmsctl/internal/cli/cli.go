@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"teekms/cmd/internal/buildinfo"
 	"teekms/cmd/kmsctl/internal/status"
@@ -127,7 +128,24 @@ was expected, 6 no valid collateral is to be had.`,
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
 	setBuiltins(root)
+	if len(env.Args) > 0 && (env.Args[0] == cobra.ShellCompRequestCmd || env.Args[0] == cobra.ShellCompNoDescRequestCmd) {
+		forShells(root)
+	}
 	return root
+}
+
+// forShells prepares completion: cobra shows descriptions of flags with the marks
+// of their values in them, and files where a command takes no arguments.
+func forShells(cmd *cobra.Command) {
+	unmark := func(f *pflag.Flag) { _, f.Usage = pflag.UnquoteUsage(f) }
+	cmd.LocalNonPersistentFlags().VisitAll(unmark)
+	cmd.PersistentFlags().VisitAll(unmark)
+	if cmd.ValidArgsFunction == nil && len(cmd.ValidArgs) == 0 {
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	for _, c := range cmd.Commands() {
+		forShells(c)
+	}
 }
 
 func unknownCommand(cmd *cobra.Command, name string) error {
