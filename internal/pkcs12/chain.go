@@ -30,6 +30,9 @@ func serverCertificate(key any, first *x509.Certificate, others []*x509.Certific
 	if len(certs) > maxCerts {
 		return none, nil, refused(fmt.Sprintf("it holds more than %d certificates", maxCerts))
 	}
+	if slices.ContainsFunc(certs, tooLarge) {
+		return none, nil, refused(fmt.Sprintf("it holds a certificate with an RSA key of more than %d bits", maxRSA))
+	}
 	signer, err := checkKey(key)
 	if err != nil {
 		return none, nil, err
@@ -48,6 +51,13 @@ func serverCertificate(key any, first *x509.Certificate, others []*x509.Certific
 		out.Certificate = append(out.Certificate, c.Raw)
 	}
 	return out, append(warnings, more...), nil
+}
+
+// tooLarge tells a certificate with a key that takes seconds to verify anything
+// with.
+func tooLarge(c *x509.Certificate) bool {
+	key, ok := c.PublicKey.(*rsa.PublicKey)
+	return ok && key.N.BitLen() > maxRSA
 }
 
 // checkKey takes the kinds of keys that TLS clients understand.

@@ -2,11 +2,16 @@ package pkcs12_test
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
+	"math/big"
 	"path/filepath"
 	"testing"
 	"time"
 
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 	gopkcs12 "software.sslmate.com/src/go-pkcs12"
 
 	"teekms/internal/pkcs12"
@@ -78,7 +83,7 @@ func hostileFiles(t testing.TB) []hostile {
 		{"Camellia", export(t, leaf, password, nil, "-keypbe", "CAMELLIA-256-CBC", "-certpbe", "CAMELLIA-256-CBC"), true, "encrypted with 1.2.392.200011.61.1.1.1.4, which is not supported"},
 		{"HMAC with SHA-384", pfx(dataSafe(bag(oidShrouded, seq(seq(oid(oidPBES2), seq(seq(oid(oidPBKDF2), seq(octets(salt), integer(1), seq(oid(oidX509)))), seq(oid(oidAES256), octets(nil)))), octets(nil))))), true, "the function 1.2.840.113549.1.9.22.1, which is not supported"},
 		{"a MAC of SHA-384", export(t, leaf, password, nil, "-macalg", "sha384"), false, "it uses an algorithm that is not supported"},
-		{"an initialization vector too short", pfx(dataSafe(certBag(leaf)), dataSafe(bag(oidShrouded, seq(seq(oid(oidPBES2), seq(kdf(1), seq(oid(oidAES256), octets(nil)))), octets(make([]byte, 16)))))), false, "its contents cannot be read"},
+		{"an initialization vector too short", pfx(dataSafe(certBag(leaf)), dataSafe(bag(oidShrouded, seq(seq(oid(oidPBES2), seq(kdf(1), seq(oid(oidAES256), octets(nil)))), octets(make([]byte, 16)))))), false, "wrong password, or the file was changed"},
 		{"bags that nest", pfx(dataSafe(nested(4))), true, "its bags nest too deep"},
 		{"bags that nest thousands deep", pfx(dataSafe(nested(3000))), true, "its bags nest too deep"},
 		{"a bag that is none", pfx(dataSafe(seq(integer(1)))), true, notDER},
@@ -93,11 +98,40 @@ func hostileFiles(t testing.TB) []hostile {
 		{"without a MAC, by openssl", export(t, leaf, password, nil, "-nomac"), false, "it has no MAC"},
 		{"the key of another certificate", pfx(dataSafe(certBag(leaf)), dataSafe(keyBag(other))), false, "its key is not that of a certificate in it"},
 		{"a certificate that is none", pfx(dataSafe(bag(oidCertBag, seq(oid(oidX509), tagged(explicit0, octets([]byte("x"))))), keyBag(leaf))), false, "its certificate or its key cannot be read"},
-		{"a key that is none", pfx(dataSafe(certBag(leaf), bag(oidKeyBag, octets([]byte("x"))))), false, "cannot be read"},
+		{"a key that is none", pfx(dataSafe(certBag(leaf), bag(oidKeyBag, octets([]byte("x"))))), true, "its private key cannot be read"},
+		{"an RSA key without its last numbers, as large as a file", pfx(dataSafe(certBag(leaf), bag(oidKeyBag, raw(hugeRSA(100_000))))), true, "its private key is larger than one of RSA with 8192 bits"},
+		{"an RSA key with a large prime", pfx(dataSafe(certBag(leaf), bag(oidKeyBag, raw(hugeRSA(7000))))), true, "its private key is larger than one of RSA with 8192 bits"},
+		{"an encrypted RSA key, as large as a file", pfx(dataSafe(certBag(leaf), encryptedBag(hugeRSA(100_000)))), true, "its private key is larger than one of RSA with 8192 bits"},
+		{"an encrypted RSA key with a large prime", pfx(dataSafe(certBag(leaf), encryptedBag(hugeRSA(7000)))), false, "its private key is larger than one of RSA with 8192 bits"},
+		{"an RSA key with a large prime in bags under the encryption", pfx(encryptedSafe(1, 1, bag(oidSafeContents, seq(encryptedBag(hugeRSA(7000))))), dataSafe(keyBag(leaf), certBag(leaf))), false, "its private key is larger than one of RSA with 8192 bits"},
+		{"an issuer with a huge RSA key", pfx(dataSafe(certBag(leaf), certBag(hugeIssuer(root))), dataSafe(keyBag(leaf))), false, "it holds a certificate with an RSA key of more than 8192 bits"},
 		{"secp256k1, by openssl", secp256k1(t), false, "on an elliptic curve that is not supported"},
 		{"a trust store", must(gopkcs12.Modern2023.EncodeTrustStore([]*x509.Certificate{leaf.cert}, password)), false, "it holds no private key"},
 		{"a changed byte in it", flipped(good), false, "wrong password, or the file was changed"},
 	}
+}
+
+// hugeRSA is a private key in PKCS#8 whose first prime has size bytes. The number
+// that is missing is that prime's power of itself.
+func hugeRSA(size int) []byte {
+	huge := bytes.Repeat([]byte{0x7f}, size)
+	number := func(v []byte) node { return tagged(cbasn1.INTEGER, raw(v)) }
+	key := der(seq(integer(0), integer(15), integer(65537), integer(7), number(huge), integer(3)))
+	return der(seq(integer(0), seq(oid(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}), tagged(cbasn1.NULL)), octets(key)))
+}
+
+// encryptedBag holds a private key.
+func encryptedBag(pkcs8 []byte) node {
+	algorithm, ciphertext := encrypted(pkcs8, 1, 1)
+	return bag(oidShrouded, seq(algorithm, octets(ciphertext)))
+}
+
+// hugeIssuer is a certificate of a key of 200,000 bits.
+func hugeIssuer(parent *identity) *identity {
+	n := new(big.Int).SetBit(big.NewInt(1), 200_000, 1)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: now, NotAfter: now.Add(time.Hour)}
+	raw := must(x509.CreateCertificate(rand.Reader, template, parent.cert, &rsa.PublicKey{N: n, E: 65537}, parent.key))
+	return &identity{must(x509.ParseCertificate(raw)), nil}
 }
 
 func many(n node, times int) []node {

@@ -29,6 +29,7 @@ var (
 	oidData      = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}
 	oidEncrypted = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 6}
 
+	oidKey          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 10, 1, 1}
 	oidShroudedKey  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 10, 1, 2}
 	oidSafeContents = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 12, 10, 1, 6}
 
@@ -60,6 +61,8 @@ type walker struct {
 	password      *string
 	work, bags    int
 	authenticated bool
+	// keys open the private keys, once it is known how much work all is.
+	keys []func() error
 }
 
 func (w *walker) check(data []byte) error {
@@ -69,7 +72,15 @@ func (w *walker) check(data []byte) error {
 	case len(data) > MaxSize:
 		return refused(fmt.Sprintf("it is larger than %d bytes", MaxSize))
 	}
-	return w.file(data)
+	if err := w.file(data); err != nil {
+		return err
+	}
+	for _, open := range w.keys {
+		if err := open(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // file reads a PFX:
@@ -225,16 +236,24 @@ func (w *walker) safe(contents *cryptobyte.String) error {
 
 // inside looks at what is encrypted. Noise stands for a wrong password.
 func (w *walker) inside(how *sealed, ciphertext []byte) error {
+	contents, err := w.decrypt(how, ciphertext)
+	if err != nil {
+		return err
+	}
+	return w.safeContents(&contents, maxDepth)
+}
+
+// decrypt opens what holds one sequence.
+func (w *walker) decrypt(how *sealed, ciphertext []byte) (cryptobyte.String, error) {
 	plain, ok := how.open(ciphertext, *w.password, bmp(*w.password))
 	if !ok && *w.password == "" {
 		// Some tools write no password as no bytes at all, not even a zero.
 		plain, ok = how.open(ciphertext, "", nil)
 	}
 	if !ok {
-		return wrongPassword(nil)
+		return nil, wrongPassword(nil)
 	}
-	contents := cryptobyte.String(plain)
-	return w.safeContents(&contents, maxDepth)
+	return plain, nil
 }
 
 // safeContents reads SEQUENCE OF SafeBag, SEQUENCE { bagId OID, value [0] ANY,
@@ -248,7 +267,7 @@ func (w *walker) safeContents(from *cryptobyte.String, depth int) error {
 		return refused(reasonDER)
 	}
 	for !bags.Empty() {
-		var bag, value, seq cryptobyte.String
+		var bag, value cryptobyte.String
 		var id asn1.ObjectIdentifier
 		if !bags.ReadASN1(&bag, cbasn1.SEQUENCE) || !bag.ReadASN1ObjectIdentifier(&id) ||
 			!bag.ReadASN1(&value, cbasn1.Tag(0).ContextSpecific().Constructed()) {
@@ -262,15 +281,12 @@ func (w *walker) safeContents(from *cryptobyte.String, depth int) error {
 			if err := w.safeContents(&value, depth-1); err != nil {
 				return err
 			}
+		case id.Equal(oidKey):
+			if err := checkPKCS8(value); err != nil {
+				return err
+			}
 		case id.Equal(oidShroudedKey):
-			if !value.ReadASN1(&seq, cbasn1.SEQUENCE) || !value.Empty() {
-				return refused(reasonDER)
-			}
-			a, ok := readAlgorithm(&seq)
-			if !ok {
-				return refused(reasonDER)
-			}
-			if _, err := w.encryption(a); err != nil {
+			if err := w.shroudedKey(value); err != nil {
 				return err
 			}
 		}
