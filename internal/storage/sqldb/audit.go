@@ -14,6 +14,9 @@ import (
 
 // Head implements [audit.Store].
 func (d *DB) Head(ctx context.Context) ([]byte, error) {
+	if err := d.place.check(); err != nil {
+		return nil, err
+	}
 	var head []byte
 	err := d.read(ctx, func(ctx context.Context) error {
 		s, err := d.prepared(ctx, "SELECT head FROM kms_head WHERE id = 1")

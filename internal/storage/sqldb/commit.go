@@ -88,6 +88,9 @@ func (d *DB) commit(parent context.Context, build func(head []byte) (audit.Batch
 		// Nobody knows whether the batch was written.
 		return final{fmt.Errorf("committing to the audit log: %w", d.fault(parent, err))}
 	}
+	if err := d.place.check(); err != nil {
+		return final{err}
+	}
 	return nil
 }
 

@@ -31,6 +31,8 @@ type DB struct {
 	// ruleKey and bindingKey authenticate rows.
 	ruleKey, bindingKey []byte
 	warnings            []string
+	// place is that of SQLite's file; nil stands for a server.
+	place *place
 	// turn is held by the goroutine that commits: those that wait for it wait here
 	// and not at the head row, each with a connection.
 	turn chan struct{}
@@ -138,6 +140,9 @@ func (d *DB) start(ctx context.Context) error {
 	patient, cancel := context.WithTimeout(ctx, openPatience*d.timeout)
 	defer cancel()
 	if err := d.establish(patient); err != nil {
+		return err
+	}
+	if err := d.place.remember(); err != nil {
 		return err
 	}
 	warnings, err := d.dialect.warnings(patient, d.db)

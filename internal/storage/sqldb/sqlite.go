@@ -82,7 +82,7 @@ func (d *DB) connectSQLite(ctx context.Context, c *storage.Config) (done func(),
 	if err != nil {
 		return nil, &fault{text: "another process is opening the database and does not finish", kind: late, of: []error{storage.ErrUnavailable}}
 	}
-	d.dialect = sqliteDialect()
+	d.dialect, d.place = sqliteDialect(), &place{path: file}
 	query := url.Values{"modeof": {file}}
 	hexKey := ""
 	if encrypted {

@@ -450,6 +450,61 @@ func TestRemovedHead(t *testing.T) {
 	wantError(t, db.Commit(t.Context(), write(audit.Batch{})), "the head of the audit log was removed", storage.ErrIntegrity)
 }
 
+func TestFilesThatGoAwayWhileTheyAreOpen(t *testing.T) {
+	const moved, log = "its file was removed or replaced while it was open", "its write-ahead log was removed while it was open"
+	remove := func(names ...string) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			for _, name := range names {
+				if err := os.Remove(filepath.Join(dir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	tests := []struct {
+		name   string
+		change func(t *testing.T, dir string)
+		want   string
+	}{
+		{"removed", remove("kms.db", "kms.db-wal", "kms.db-shm"), moved},
+		{"removed without its log", remove("kms.db"), moved},
+		{"its log removed", remove("kms.db-wal"), log},
+		{"its directory renamed", func(t *testing.T, dir string) {
+			if err := os.Rename(dir, dir+"-old"); err != nil {
+				t.Fatal(err)
+			}
+		}, moved},
+		{"cut off", func(t *testing.T, dir string) {
+			if err := os.Truncate(filepath.Join(dir, storage.File), 0); err != nil {
+				t.Fatal(err)
+			}
+		}, "its file was cut off while it was open"},
+		{"replaced by a copy of itself", func(t *testing.T, dir string) {
+			file := filepath.Join(dir, storage.File)
+			content, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.WriteFile(file+".new", content, 0o600), os.Rename(file+".new", file)); err != nil {
+				t.Fatal(err)
+			}
+		}, moved},
+	}
+	for _, change := range []func(*storage.Config){func(*storage.Config) {}, encrypted} {
+		for _, tt := range tests {
+			c := config(filepath.Join(t.TempDir(), "db"), change)
+			t.Run(tt.name+", "+string(c.Type), func(t *testing.T) {
+				db := open(t, c)
+				commit(t, db, audit.Batch{Rows: rows(0, 3)})
+				tt.change(t, c.Path)
+				_, err := db.Head(t.Context())
+				wantError(t, err, tt.want, storage.ErrIntegrity)
+				wantError(t, db.Commit(t.Context(), write(audit.Batch{Rows: rows(3, 1)})), tt.want, storage.ErrIntegrity)
+			})
+		}
+	}
+}
+
 func TestManyOpenAtOnce(t *testing.T) {
 	for _, change := range []func(*storage.Config){func(*storage.Config) {}, encrypted} {
 		dir := filepath.Join(t.TempDir(), "new")
