@@ -78,12 +78,15 @@ func (c *Chain) recovered(ctx context.Context, req connect.AnyRequest, next conn
 }
 
 // public looks err up in the table and records it in the call, whose log line
-// will hold the cause. What no rule maps is logged as an error besides. It is
-// the only place where an error for a client is made.
+// will hold the cause. What no rule maps, and data that was lost or tampered with,
+// is logged as an error besides. It is the only place where an error for a client
+// is made.
 func (c *Chain) public(call *call, err error) *connect.Error {
 	code, text, mapped := c.errors.Lookup(err)
 	if !mapped {
 		code, text = connect.CodeInternal, internalText(call.id())
+	}
+	if !mapped || code == connect.CodeDataLoss {
 		c.log.Error("call failed", zap.String("request_id", call.id()), zap.String("procedure", call.procedure), zap.NamedError("err", err))
 	}
 	call.code, call.coded, call.err = code, true, err

@@ -233,6 +233,19 @@ func TestTokens(t *testing.T) {
 	}
 }
 
+func TestLostDataIsLoggedAsAnError(t *testing.T) {
+	for code, want := range map[connect.Code]int{connect.CodeDataLoss: 1, connect.CodeFailedPrecondition: 0} {
+		r := newRig(t, func(c *rpc.Config) { c.Errors = rpc.Table{rpc.Is(errTaken, code, "")} })
+		_, err := onboardv1connect.NewOnboardClient(r.http, r.url).Bootstrap(t.Context(), &onboardv1.BootstrapRequest{Domain: "taken"})
+		if connect.CodeOf(err) != code {
+			t.Errorf("Bootstrap = %v, want %v", err, code)
+		}
+		if got := r.log.FilterMessage("call failed").FilterLevelExact(zapcore.ErrorLevel).Len(); got != want {
+			t.Errorf("%d errors logged of a call that ended with %v, want %d", got, code, want)
+		}
+	}
+}
+
 func TestTokenIsAskedForBeforeTheMessageIsRead(t *testing.T) {
 	r := newRig(t)
 	status, body := r.post(t, onboardv1connect.OnboardFinishProcedure, "application/json", strings.NewReader("{broken"), "")
