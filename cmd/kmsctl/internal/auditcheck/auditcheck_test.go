@@ -258,7 +258,7 @@ func TestDishonestLogsDoNot(t *testing.T) {
 		{"an older checkpoint of somebody else", func(t *testing.T, _ *world, _ *source) string {
 			return newWorld(t, 5).checkpoint(t)
 		}, auditcheck.Uncertified, "the older checkpoint: opening checkpoint: note has no verifiable signatures"},
-		{"an older checkpoint that is none", func(*testing.T, *world, *source) string { return "checkpoint" }, auditcheck.Uncertified, "the older checkpoint: opening checkpoint: malformed note"},
+		{"an older checkpoint that is none", func(*testing.T, *world, *source) string { return "checkpoint" }, auditcheck.Malformed, "the older checkpoint: opening checkpoint: malformed note"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

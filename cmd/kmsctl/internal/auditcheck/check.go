@@ -143,7 +143,11 @@ func openHead(h Head, o Options) (audit.Checkpoint, note.Verifier, error) {
 func openOlder(text string, v note.Verifier, now audit.Checkpoint) (*audit.Checkpoint, error) {
 	older, err := audit.OpenCheckpoint(text, v)
 	if err != nil {
-		return nil, findingf(Uncertified, "the older checkpoint: %v", err)
+		_, foreign := errors.AsType[*note.UnverifiedNoteError](err)
+		if _, wrong := errors.AsType[*note.InvalidSignatureError](err); foreign || wrong {
+			return nil, findingf(Uncertified, "the older checkpoint: %v", err)
+		}
+		return nil, findingf(Malformed, "the older checkpoint: %v", err)
 	}
 	switch {
 	case older.Generation > now.Generation:
