@@ -56,7 +56,7 @@ func (c *checker) rpcCertificate() Link {
 		return skipped(LinkRPCCert, "it rests on %s", LinkRootCert)
 	}
 	if err := c.leadsToRoot(leaf); err != nil {
-		return broken(LinkRPCCert, fmt.Errorf("%s: %w", leaf.From, err))
+		return broken(LinkRPCCert, fmt.Errorf("%s: %w%s", leaf.From, err, c.foreign(err)))
 	}
 	if err := checkUsage(leaf.Certificate); err != nil {
 		return broken(LinkRPCCert, fmt.Errorf("%s: %w", leaf.From, err))
@@ -86,6 +86,14 @@ func (c *checker) leadsToRoot(leaf *subject.Certificate) error {
 	}
 	_, err := leaf.Verify(opts)
 	return err
+}
+
+// foreign is a hint where a KMS shows a certificate of another root.
+func (c *checker) foreign(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); !ok || !c.s.Live {
+		return ""
+	}
+	return "; a KMS with a PKCS#12 shows that to whoever does not call it by its domain"
 }
 
 func (c *checker) remark(leaf *subject.Certificate) string {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"teekms/cmd/kmsctl/internal/expect"
@@ -266,7 +267,7 @@ func notes(s *subject.Subject, root [sha256.Size]byte) []string {
 		out = append(out, fmt.Sprintf("the KMS itself trusts another root: %x", s.TrustRoot))
 	}
 	if len(s.Insecure) > 0 {
-		out = append(out, fmt.Sprintf("the KMS says that these settings weaken it: %v", s.Insecure))
+		out = append(out, fmt.Sprintf("the KMS says that these settings weaken it: %s", strings.Join(s.Insecure, ", ")))
 	}
 	return out
 }

@@ -67,7 +67,7 @@ func TestCheckOfARunningKMS(t *testing.T) {
 		{
 			"someone in between, with a certificate of his own",
 			func(*testing.T, *kmstest.KMS) tls.Certificate { return certificate(other, other.RPC) }, untouched, 0,
-			map[string]string{chain.LinkRPCCert: "unknown authority"},
+			map[string]string{chain.LinkRPCCert: "; a KMS with a PKCS#12 shows that"},
 			status.NotVerified, "",
 		},
 		{
