@@ -18,7 +18,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"teekms/cmd/kmsctl/internal/status"
 	kmsv1 "teekms/gen/kms/v1"
+	"teekms/internal/audit"
 	"teekms/internal/keys"
 	"teekms/internal/prpc"
 	"teekms/internal/prpc/call"
@@ -194,5 +196,14 @@ func (c *adminClient) do(ctx context.Context, method string, in, out proto.Messa
 		}
 		return fmt.Errorf("%w: the admin token is wrong", err)
 	}
+	if refused, ok := errors.AsType[*call.Error](err); ok && distrusted(refused.Text) {
+		return status.WithCode(status.NotVerified, err)
+	}
 	return gaveUp(limited, c.timeout, err)
+}
+
+// distrusted tells whether a KMS says of its own log or rules that they are not
+// what it wrote.
+func distrusted(text string) bool {
+	return strings.HasSuffix(text, " was tampered with") || text == audit.ErrRolledBack.Error() || text == audit.ErrForked.Error()
 }

@@ -374,6 +374,10 @@ func TestCompletion(t *testing.T) {
 		{[]string{"bootstrap-start", "--https-p12-file", ""}, "p12\npfx\n:8"},
 		{[]string{"bootstrap-start", "--redis-master-password", ""}, ":4"},
 		{[]string{"bootstrap", "--url", ""}, "http://\nhttps://\n:4"},
+		{[]string{"verify", "--expect-m"}, "--expect-mrtd\texpect this MRTD, 96 hex digits\n"},
+		{[]string{"registry", "list", "--admin-t"}, "--admin-token-file\tfile with the admin token"},
+		{[]string{"audit", "prove", ""}, ":4"},
+		{[]string{"bootstrap-start", ""}, ":4"},
 	}
 	for _, tt := range tests {
 		_, stdout, _ := run(t.Context(), append([]string{"__complete"}, tt.args...)...)

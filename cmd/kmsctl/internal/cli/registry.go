@@ -177,6 +177,9 @@ func (c *registryClient) tryRules(ctx context.Context, kind registry.Kind, subje
 func ruleOf(cmd *cobra.Command, what string, r registry.Rule) (registry.Rule, error) {
 	c, err := registry.Canonical(r)
 	if bad, ok := errors.AsType[*registry.RuleError](err); ok {
+		if strings.HasPrefix(bad.Reason, what) { // which quotes it
+			return c, usagef(cmd, "%s", bad.Reason)
+		}
 		return c, usagef(cmd, "%s: %s", what, bad.Reason)
 	}
 	return c, nil

@@ -202,12 +202,12 @@ func TestRegistryListsRules(t *testing.T) {
 			"app_device   a2  any                                                               revision 2\n" +
 			"tcb_status   –                                         UpToDate                                                          revision 3\n" +
 			"4 rules, at revision 3\n"},
-		{"app list", "app  a1  revision 1\n1 rules, at revision 3\n"},
-		{"app list a1", "app_compose  a1  h1  revision 1\n1 rules, at revision 3\n"},
-		{"app list a2", "app_device  a2  any  revision 2\n1 rules, at revision 3\nThe application is not registered: kmsctl registry app add does that\n"},
+		{"app list", "app  a1  revision 1\n1 rule, at revision 3\n"},
+		{"app list a1", "app_compose  a1  h1  revision 1\n1 rule, at revision 3\n"},
+		{"app list a2", "app_device  a2  any  revision 2\n1 rule, at revision 3\nThe application is not registered: kmsctl registry app add does that\n"},
 		{"device list", "Nothing is listed, at revision 3\n"},
-		{"device list --app a2", "app_device  a2  any  revision 2\n1 rules, at revision 3\n"},
-		{"tcb list", "tcb_status  UpToDate  revision 3\n1 rules, at revision 3\n"},
+		{"device list --app a2", "app_device  a2  any  revision 2\n1 rule, at revision 3\n"},
+		{"tcb list", "tcb_status  UpToDate  revision 3\n1 rule, at revision 3\n"},
 		{"tcb list --json", `{"rules":[{"kind":"tcb_status","subject":"","value":"UpToDate","revision":3}],"revision":3,"next_page_token":""}` + "\n"},
 	}
 	for _, tt := range tests {
@@ -249,7 +249,7 @@ func TestRegistryUsageErrors(t *testing.T) {
 		{"registry image remove any --all --yes", "--all takes no arguments", "kmsctl registry image remove"},
 		{"registry image list any", `unexpected argument "any"`, "kmsctl registry image list"},
 		{"registry kms add h1 --device 00", `--device "00": 2 characters`, "kmsctl registry kms add"},
-		{"registry tcb add uptodate", `"uptodate" is none of UpToDate`, "kmsctl registry tcb add"},
+		{"registry tcb add uptodate", `Error: "uptodate" is none of UpToDate`, "kmsctl registry tcb add"},
 		{"registry tcb add Revoked", "Revoked cannot be allowed", "kmsctl registry tcb add"},
 		{"registry advisory add 00837", "is not of the form INTEL-SA-00837", "kmsctl registry advisory add"},
 		{"registry app add", "exactly one APP_ID is required", "kmsctl registry app add"},
@@ -719,9 +719,9 @@ func TestRegistryVerify(t *testing.T) {
 		code     int
 		findings int
 	}{
-		{"a rule put back", func(s *audittest.State) { s.Rules[rule("app", "", "a1")] = 2 }, "  ✗ added     app a1: no change in the audit log leads to it\n", "1 rules are not as the audit log has them", status.NotVerified, 1},
-		{"a rule taken out", func(s *audittest.State) { delete(s.Rules, rule("os_image", "", "h3")) }, "  ✗ missing   os_image h3: added at revision 7, removed by nobody, and not there\n", "1 rules are not", status.NotVerified, 1},
-		{"a rule of another revision", func(s *audittest.State) { s.Rules[rule("os_image", "", "h3")] = 5 }, "  ✗ revision  os_image h3: of revision 5, in the audit log of 7\n", "1 rules are not", status.NotVerified, 1},
+		{"a rule put back", func(s *audittest.State) { s.Rules[rule("app", "", "a1")] = 2 }, "  ✗ added     app a1: no change in the audit log leads to it\n", "not as the audit log has it: 1 rule\n", status.NotVerified, 1},
+		{"a rule taken out", func(s *audittest.State) { delete(s.Rules, rule("os_image", "", "h3")) }, "  ✗ missing   os_image h3: added at revision 7, removed by nobody, and not there\n", "not as the audit log has it: 1 rule\n", status.NotVerified, 1},
+		{"a rule of another revision", func(s *audittest.State) { s.Rules[rule("os_image", "", "h3")] = 5 }, "  ✗ revision  os_image h3: of revision 5, in the audit log of 7\n", "not as the audit log has it: 1 rule\n", status.NotVerified, 1},
 		{"all rules as they were", func(s *audittest.State) {
 			delete(s.Rules, rule("os_image", "", "h3"))
 			s.Revision = 6

@@ -184,9 +184,9 @@ func (f *importFlags) print(env Environment, out imported) error {
 		for _, e := range out.Edits {
 			p.Line("%s", e)
 		}
-		p.Line("Would add %d rules and remove %d, at revision %d", out.Added, out.Removed, out.Revision)
+		p.Line("Would add %s and remove %d, at revision %d", rulesText(out.Added), out.Removed, out.Revision)
 	} else {
-		p.Line("Added %d rules, removed %d; revision %d", out.Added, out.Removed, out.Revision)
+		p.Line("Added %s, removed %d; revision %d", rulesText(out.Added), out.Removed, out.Revision)
 	}
 	return p.Err()
 }

@@ -382,7 +382,7 @@ func (f *registryFlags) printRules(env Environment, rules []*kmsv1.RegistryRule,
 	if len(rules) == 0 {
 		p.Line("Nothing is listed, at revision %d", revision)
 	} else {
-		p.Line("%d rules, at revision %d", len(rules), revision)
+		p.Line("%s, at revision %d", rulesText(len(rules)), revision)
 	}
 	return p.Err()
 }
@@ -541,4 +541,12 @@ func (c *registryClient) registered(ctx context.Context, id string) (bool, error
 		}
 	}
 	return false, fmt.Errorf("the KMS explains nothing of %s", strings.ToLower(id))
+}
+
+// rulesText counts rules.
+func rulesText(n int) string {
+	if n == 1 {
+		return "1 rule"
+	}
+	return fmt.Sprintf("%d rules", n)
 }

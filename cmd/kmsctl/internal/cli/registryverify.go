@@ -89,7 +89,7 @@ func (f *registryVerifyFlags) run(cmd *cobra.Command, env Environment) error {
 	if err != nil || out.Verified {
 		return err
 	}
-	return status.WithCode(status.NotVerified, fmt.Errorf("%d rules are not as the audit log has them", len(out.Findings)))
+	return status.WithCode(status.NotVerified, fmt.Errorf("not as the audit log has it: %s", rulesText(len(out.Findings))))
 }
 
 // verify compares the rules with the log, of one and the same revision.
