@@ -199,7 +199,18 @@ func (c *adminClient) do(ctx context.Context, method string, in, out proto.Messa
 	if refused, ok := errors.AsType[*call.Error](err); ok && distrusted(refused.Text) {
 		return status.WithCode(status.NotVerified, err)
 	}
-	return gaveUp(limited, c.timeout, err)
+	return c.hint(gaveUp(limited, c.timeout, err))
+}
+
+// hint says what may be meant where the listener speaks otherwise than expected.
+func (c *adminClient) hint(err error) error {
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return fmt.Errorf("%w; a KMS's own certificate is known by --ca-cert", err)
+	}
+	if refused, ok := errors.AsType[*call.Error](err); ok && refused.Status == http.StatusBadRequest && refused.Text == "" && c.Base.Scheme == "http" {
+		return fmt.Errorf("%w; a listener with TLS is reached by https://", err)
+	}
+	return err
 }
 
 // distrusted tells whether a KMS says of its own log or rules that they are not

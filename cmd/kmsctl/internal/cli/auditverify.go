@@ -37,7 +37,7 @@ checkpoint is certified by the root CA key.
 With --checkpoint the log must also begin with what that older checkpoint was
 signed over. Without one, a log that was cut short or rewritten by somebody who
 also replaced the KMS's database cannot be told from the true one.`,
-		Example: `  kmsctl audit verify --admin https://kms.example.com:9101 --root-ca root-ca.crt --checkpoint last-week.txt
+		Example: `  kmsctl audit verify --admin https://kms.example.com:9101 --ca-cert root-ca.crt --checkpoint last-week.txt
   kmsctl audit verify --admin http://127.0.0.1:8001 --dir /etc/kms/certs --save today.txt
   kmsctl audit verify --file audit.jsonl --root-ca root-ca.crt`,
 		Args: noArgs,
@@ -167,7 +167,7 @@ still begins with the same records.
 
 With --checkpoint the new one must continue that older one, which the KMS proves
 without showing the records.`,
-		Example: `  kmsctl audit checkpoint --admin https://kms.example.com:9101 --root-ca root-ca.crt --out today.txt
+		Example: `  kmsctl audit checkpoint --admin https://kms.example.com:9101 --ca-cert root-ca.crt --out today.txt
   kmsctl audit checkpoint --admin http://127.0.0.1:8001 --dir /etc/kms/certs --checkpoint yesterday.txt`,
 		Args: noArgs,
 	}
@@ -212,7 +212,7 @@ record as it is stored, in base64, and at the end the signed checkpoint. kmsctl
 audit verify --file verifies the file without the KMS.
 
 Where the log does not verify, nothing is left at FILE.`,
-		Example: `  kmsctl audit export --admin https://kms.example.com:9101 --root-ca root-ca.crt --out audit.jsonl`,
+		Example: `  kmsctl audit export --admin https://kms.example.com:9101 --ca-cert root-ca.crt --out audit.jsonl`,
 		Args:    noArgs,
 	}
 	root.register(cmd)
@@ -282,7 +282,7 @@ func newAuditProve(env Environment, admin *adminFlags) *cobra.Command {
 		Long: `Get the proof that record SEQ is in the tree of the signed checkpoint, verify
 it, and show the record. --out keeps the proof in a file that needs nothing else
 but the root CA certificate; --file verifies such a file.`,
-		Example: `  kmsctl audit prove 42 --admin https://kms.example.com:9101 --root-ca root-ca.crt --out release-42.json
+		Example: `  kmsctl audit prove 42 --admin https://kms.example.com:9101 --ca-cert root-ca.crt --out release-42.json
   kmsctl audit prove --file release-42.json --root-ca root-ca.crt`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args, env, admin) },
