@@ -574,6 +574,10 @@ func TestRegistryExplainsEvidence(t *testing.T) {
 			t.Errorf("kmsctl registry explain --evidence %s = %s, %q, want it allowed", name, stdout, stderr)
 		}
 	}
+	record := append([]string{"registry", "explain", "--evidence", files["bootstrap-info.json"]}, trust(k)...)
+	if code, _, stderr := l.run(t, record...); code != status.Denied || !strings.HasPrefix(stderr, "Note: nothing here names the OS image; --vm-config does\n") {
+		t.Errorf("kmsctl registry explain of a record without --vm-config = %d, %q, want a note and a denial", code, stderr)
+	}
 	args := append([]string{"registry", "explain", "--evidence", files["app.crt"], "--subject", "kms", "--json"}, trust(k)...)
 	code, stdout, _ := l.run(t, args...)
 	var answer struct {

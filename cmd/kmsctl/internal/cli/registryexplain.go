@@ -136,6 +136,9 @@ func (f *explainFlags) workload(cmd *cobra.Command, env Environment) (*kmsv1.Reg
 	if err != nil {
 		return nil, fmt.Errorf("describing the workload: %w", err)
 	}
+	if len(info.OSImageHash) == 0 {
+		fmt.Fprintln(env.Stderr, "Note: nothing here names the OS image; --vm-config does") //nolint:errcheck // the result says none of it too
+	}
 	subject := f.subject
 	if subject == "" {
 		subject = string(registry.SubjectApp)
