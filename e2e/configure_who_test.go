@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"bytes"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -280,6 +282,45 @@ func TestDatabaseOfAProcessThatChoseNone(t *testing.T) {
 
 // TestTokenMadeAtStart prints a token once, and takes the configuration of its
 // holder alone; what was configured is in the audit log, without a secret.
+// TestConfigurationPortBoundsStreams reads the settings that an HTTP/2 client is
+// told (RFC 9113 §6.5): what it may upload at once has to stay in memory.
+func TestConfigurationPortBoundsStreams(t *testing.T) {
+	t.Parallel()
+	c := newConfiguring(t, devAuthority)
+	conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", c.port), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {
+		t.Fatal(err)
+	}
+	header := make([]byte, 9)
+	if _, err := io.ReadFull(conn, header); err != nil {
+		t.Fatal(err)
+	}
+	const settings, maxConcurrentStreams = 4, 3
+	if header[3] != settings {
+		t.Fatalf("the first frame has type %d, want settings", header[3])
+	}
+	body := make([]byte, int(header[1])<<8|int(header[2]))
+	if _, err := io.ReadFull(conn, body); err != nil {
+		t.Fatal(err)
+	}
+	for ; len(body) >= 6; body = body[6:] {
+		if body[0] == 0 && body[1] == maxConcurrentStreams {
+			if got, want := body[2:6], []byte{0, 0, 0, 4}; !bytes.Equal(got, want) {
+				t.Errorf("a client may have %v streams, want %v", got, want)
+			}
+			return
+		}
+	}
+	t.Error("a client may have any number of streams, want 4")
+}
+
 func TestTokenMadeAtStart(t *testing.T) {
 	t.Parallel()
 	k := newAdminKMS(t, "", devAuthority[:strings.Index(devAuthority, "[core.image]")])

@@ -117,6 +117,7 @@ func (b *base) provisionLimits() serve.Limits {
 	limits := b.ConnectionLimits()
 	limits.WriteTime = max(limits.WriteTime, applyTime+answerTime)
 	limits.Connections = min(limits.Connections, provision.MaxConnections)
+	limits.Streams = min(limits.Streams, provision.MaxStreams)
 	return limits
 }
 

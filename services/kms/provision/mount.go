@@ -22,6 +22,10 @@ const MaxMessage = 2*maxUpload + 4<<10
 // bound for its listener (serve.Limits), because each may hold a message.
 const MaxConnections = 64
 
+// MaxStreams is the same for the calls at once on one HTTP/2 connection, each of
+// which may hold a message too.
+const MaxStreams = 4
+
 // answerTime is what a call gets beyond the time that its Apply may take.
 const answerTime = 5 * time.Second
 
