@@ -15,6 +15,7 @@ import (
 
 	kmsv1 "teekms/gen/kms/v1"
 	onboardv1 "teekms/gen/onboard/v1"
+	provisionv1 "teekms/gen/provision/v1"
 	"teekms/internal/prpc"
 )
 
@@ -232,4 +233,17 @@ func FuzzUnmarshal(f *testing.F) {
 			t.Errorf("read back (-want +got):\n%s", diff)
 		}
 	})
+}
+
+func TestUnmarshalRefusesTwoOfAOneof(t *testing.T) {
+	codec := newCodec(t, provisionv1.File_provision_v1_provision_proto.Services().ByName("Provision"), "")
+	var m provisionv1.SetDatabaseRequest
+	err := codec.Unmarshal([]byte(`{"sqlite":{"path":"/a"},"mysql":{"url":"mysql://h"}}`), &m)
+	if want := "mysql: excludes sqlite, which is given too"; err == nil || err.Error() != want {
+		t.Errorf("Unmarshal = %v, want %s", err, want)
+	}
+	m.Reset()
+	if err := codec.Unmarshal([]byte(`{"sqlite":null,"mysql":{"url":"mysql://h"}}`), &m); err != nil || m.GetMysql().GetUrl() != "mysql://h" {
+		t.Errorf("Unmarshal beside null = %v, %v, want the other", &m, err)
+	}
 }

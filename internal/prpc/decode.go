@@ -73,6 +73,9 @@ func decodeObject(data []byte, m protoreflect.Message, plan *message, path strin
 			return wrong(at, "given twice")
 		}
 		seen[name] = true
+		if of := f.fd.ContainingOneof(); of != nil && m.WhichOneof(of) != nil {
+			return wrong(at, "excludes %s, which is given too", m.WhichOneof(of).Name())
+		}
 		if err := decodeField(raw, m, f, at); err != nil {
 			return err
 		}
