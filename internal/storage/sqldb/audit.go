@@ -14,9 +14,6 @@ import (
 
 // Head implements [audit.Store].
 func (d *DB) Head(ctx context.Context) ([]byte, error) {
-	if err := d.place.check(); err != nil {
-		return nil, err
-	}
 	var head []byte
 	err := d.read(ctx, func(ctx context.Context) error {
 		s, err := d.prepared(ctx, "SELECT head FROM kms_head WHERE id = 1")
@@ -29,6 +26,9 @@ func (d *DB) Head(ctx context.Context) ([]byte, error) {
 		}
 		return err
 	})
+	if err == nil { // else it may have been closed, which ends the file's log
+		err = d.place.check()
+	}
 	return head, err
 }
 
