@@ -63,6 +63,7 @@ func Default() *Config {
 				Ethereum: AuthEthereumSection{Finality: FinalityFinalized, Timeout: 10 * time.Second},
 			},
 			Onboard:  Onboard{Enabled: true, QuoteEnabled: true, Address: "0.0.0.0", Port: 9100},
+			Seal:     defaultSeal(),
 			Database: Database{Type: DatabaseSQLite},
 			BootstrapServer: BootstrapServer{
 				Port: 9998, CommonName: "cosmian.kms", ExpirationDays: 365,
@@ -134,6 +135,7 @@ func Parse(name string, data []byte, environ []string, flags ...Flag) (*Config, 
 	problems := s.decode(name, data, c.origins)
 	problems = append(problems, s.applyEnviron(environ, c.origins)...)
 	problems = append(problems, s.applyFlags(flags, c.origins)...)
+	c.Core.Seal.enable(c.Names)
 	if len(problems) == 0 {
 		problems = append(problems, c.readSecrets()...)
 		problems = append(problems, c.problems()...)

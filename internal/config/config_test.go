@@ -222,8 +222,8 @@ insecure_no_auth = false
 	if diff := cmp.Diff(want, c.Ineffective()); diff != "" {
 		t.Errorf("Ineffective() differs (-want +got):\n%s", diff)
 	}
-	if got := c.InsecureSettings(); got != nil {
-		t.Errorf("InsecureSettings() = %q, want none", got)
+	if got := c.InsecureSettings(); !slices.Equal(got, []string{config.UnsealedKeys}) {
+		t.Errorf("InsecureSettings() = %q, want %q alone", got, config.UnsealedKeys)
 	}
 	if !c.Names("core.auth_api") {
 		t.Errorf("Names(core.auth_api) = false, want true")
@@ -265,7 +265,7 @@ core.admin.insecure_plaintext = true
 	want := []string{
 		"rpc.insecure_plaintext", "core.enforce_self_authorization", "core.attestation.provider",
 		"core.attestation.insecure_allow_external_trust_anchors", "core.image.verify", "core.auth_api.type",
-		"core.onboard.quote_enabled", "core.admin.insecure_no_auth", "core.admin.insecure_plaintext",
+		"core.onboard.quote_enabled", "core.admin.insecure_no_auth", "core.admin.insecure_plaintext", config.UnsealedKeys,
 	}
 	if diff := cmp.Diff(want, c.InsecureSettings()); diff != "" {
 		t.Errorf("InsecureSettings() differs (-want +got):\n%s", diff)

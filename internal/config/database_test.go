@@ -153,7 +153,7 @@ func TestWhoChoseADatabase(t *testing.T) {
 
 func TestWeakDatabaseIsListed(t *testing.T) {
 	c := parse(t, "[core.database]\ntype = 'mysql'\nurl = 'mysql://host'\ninsecure_plaintext = true")
-	if diff := cmp.Diff([]string{"core.database.insecure_plaintext"}, c.InsecureSettings()); diff != "" {
+	if diff := cmp.Diff([]string{"core.database.insecure_plaintext", config.UnsealedKeys}, c.InsecureSettings()); diff != "" {
 		t.Errorf("InsecureSettings() differs (-want +got):\n%s", diff)
 	}
 }

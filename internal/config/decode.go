@@ -18,6 +18,7 @@ const (
 	kindInteger kind = "an integer"
 	kindBool    kind = "true or false"
 	kindTable   kind = "a table"
+	kindArray   kind = "an array"
 )
 
 // decoder walks one document. The document was accepted by toml.Unmarshal
@@ -120,9 +121,29 @@ func (d *decoder) keyValue(e *unstable.Node, table []string) {
 		}
 	case f.table || kindOf(value) != f.want():
 		d.report(at, fmt.Sprintf("%s: expected %s, found %s", path, f.wants(), found(value)))
+	case value.Kind == unstable.Array:
+		d.setArray(f, at, value)
 	default:
 		d.set(f, at, string(value.Data))
 	}
+}
+
+// setArray sets a list of integers or of strings.
+func (d *decoder) setArray(f *field, at string, value *unstable.Node) {
+	entries := []string{}
+	for it := value.Children(); it.Next(); {
+		entry := it.Node()
+		if kindOf(entry) != f.entry() {
+			d.report(at, fmt.Sprintf("%s: expected %s, found %s in it", f.path, f.wants(), found(entry)))
+			return
+		}
+		entries = append(entries, string(entry.Data))
+	}
+	if err := f.setList(entries); err != nil {
+		d.report(at, fmt.Sprintf("%s: %v", f.path, err))
+		return
+	}
+	d.origins[f.path] = at
 }
 
 func (d *decoder) set(f *field, at, text string) {
@@ -181,7 +202,7 @@ func kindOf(n *unstable.Node) kind {
 	case unstable.Float:
 		return "a float"
 	case unstable.Array:
-		return "an array"
+		return kindArray
 	default:
 		return "a date or time"
 	}

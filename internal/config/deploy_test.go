@@ -30,19 +30,32 @@ func enabled(doc string) string {
 	return regexp.MustCompile(`(?m)^#([a-z\[])`).ReplaceAllString(doc, "$1")
 }
 
+// sealable gives the two keys a value that have none which could be used: where a
+// passphrase comes from, and who may open an escrow.
+func sealable(doc string) string {
+	return strings.NewReplacer("prompt = false", "prompt = true", "recipients = []", `recipients = ["age1"]`).Replace(doc)
+}
+
 func TestShippedFileIsDefault(t *testing.T) {
 	doc := readText(t, shipped)
-	for name, doc := range map[string]string{"as shipped": doc, "all enabled": enabled(doc)} {
-		if diff := cmp.Diff(config.Default(), parse(t, doc), compare()); diff != "" {
-			t.Errorf("%s: kms.toml differs from Default() (-want +got):\n%s", name, diff)
-		}
+	if diff := cmp.Diff(config.Default(), parse(t, doc), compare()); diff != "" {
+		t.Errorf("kms.toml differs from Default() (-want +got):\n%s", diff)
+	}
+	want := config.Default()
+	seal := &want.Core.Seal
+	seal.Named, seal.Passphrase.Enabled, seal.TPM.Enabled, seal.GuestAgent.Enabled, seal.Escrow.Enabled = true, true, true, true, true
+	seal.Passphrase.Prompt, seal.Escrow.Recipients = true, []string{"age1"}
+	if diff := cmp.Diff(want, parse(t, sealable(enabled(doc))), compare()); diff != "" {
+		t.Errorf("all enabled: kms.toml differs from Default() (-want +got):\n%s", diff)
 	}
 	c := parse(t, doc)
 	if got := c.Ineffective(); len(got) > 0 {
 		t.Errorf("Ineffective() of the shipped file = %q, want none", got)
 	}
-	if c.Names("core.auth_api") {
-		t.Errorf("the shipped file names core.auth_api, want it commented out")
+	for _, section := range []string{"core.auth_api", "core.seal"} {
+		if c.Names(section) {
+			t.Errorf("the shipped file names %s, want it commented out", section)
+		}
 	}
 }
 

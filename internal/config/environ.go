@@ -103,7 +103,12 @@ func (s *schema) applyFlags(flags []Flag, o origins) []string {
 
 // yield drops the other half of a pair NAME and NAME_file that the file set when
 // the environment sets one of them: the environment wins over the file.
-func (s *schema) yield(path string, o origins) { s.drop(otherHalf(path), o, envPrefix) }
+func (s *schema) yield(path string, o origins) {
+	s.drop(otherHalf(path), o, envPrefix)
+	for _, other := range alternatives(path) {
+		s.drop(other, o, envPrefix)
+	}
+}
 
 // otherHalf is the key that goes by twos with path: NAME of NAME_file, NAME_file
 // of NAME.

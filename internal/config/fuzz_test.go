@@ -15,6 +15,8 @@ import (
 func FuzzParse(f *testing.F) {
 	f.Add(readText(f, shipped), "DSTACK_KMS_RPC_PORT=1")
 	f.Add(enabled(readText(f, shipped)), "DSTACK_KMS_PORT=tcp://10.0.0.1:9100")
+	f.Add(sealable(enabled(readText(f, shipped))), "DSTACK_KMS_CORE_SEAL_TPM_PCRS=0, 7")
+	f.Add("core.seal.escrow.recipients = ['a', 1, [2]]", "DSTACK_KMS_CORE_SEAL_TPM_PCRS=,")
 	f.Add("rpc.prot = 1", "DSTACK_KMS_RPC_PROT=1")
 	f.Add("[rpc]\nport = 0x7f\nlimits.\"a.b\" = [1, {c = 2}]", "ADMIN_API_TOKEN=x")
 	f.Add("core = { onboard = { port = 1_0 }, attestation.root_ca.tdx = '''x''' }", "")

@@ -45,9 +45,13 @@ func (c *Config) Ineffective() []string {
 	return keys
 }
 
+// UnsealedKeys is what InsecureSettings calls a key directory whose private files
+// are not sealed. It names no key: a whole section is missing.
+const UnsealedKeys = "unsealed_keys"
+
 // InsecureSettings returns the keys whose values weaken security, in the order
-// of the file's sections. Nothing of it is refused; it is for the log and for
-// GetMeta.
+// of the file's sections, and [UnsealedKeys]. Nothing of it is refused; it is for
+// the log and for GetMeta.
 func (c *Config) InsecureSettings() []string {
 	var keys []string
 	for _, s := range []struct {
@@ -64,6 +68,7 @@ func (c *Config) InsecureSettings() []string {
 		{"core.database.insecure_plaintext", c.Core.Database.InsecurePlaintext},
 		{"core.admin.insecure_no_auth", c.Core.Admin.InsecureNoAuth},
 		{"core.admin.insecure_plaintext", c.Core.Admin.InsecurePlaintext},
+		{UnsealedKeys, !c.Core.Seal.Configured()},
 	} {
 		if s.on {
 			keys = append(keys, s.path)

@@ -98,13 +98,29 @@ func (f *field) want() kind {
 		return kindBool
 	case int64, uint16:
 		return kindInteger
+	case []int, []string:
+		return kindArray
 	default:
 		return kindString
 	}
 }
 
+// entry says what the entries of a list are.
+func (f *field) entry() kind {
+	if f.value.Type() == reflect.TypeFor[[]int]() {
+		return kindInteger
+	}
+	return kindString
+}
+
 // wants words what the field takes.
 func (f *field) wants() string {
+	switch f.value.Interface().(type) {
+	case []int:
+		return "an array of integers"
+	case []string:
+		return "an array of strings"
+	}
 	if f.table {
 		return string(kindTable)
 	}
@@ -147,8 +163,43 @@ func (f *field) set(text string) error {
 		*p = d
 		return nil
 	default:
+		return f.setList(splitList(text))
+	}
+}
+
+// setList parses the entries of a list into the field.
+func (f *field) setList(entries []string) error {
+	switch p := f.value.Addr().Interface().(type) {
+	case *[]string:
+		*p = entries
+		return nil
+	case *[]int:
+		list := make([]int, 0, len(entries))
+		for _, text := range entries {
+			n, err := parseInteger(text)
+			if err != nil || n < math.MinInt32 || n > math.MaxInt32 {
+				return errors.New("expected integers")
+			}
+			list = append(list, int(n))
+		}
+		*p = list
+		return nil
+	default:
 		return errors.New("no value can be set here")
 	}
+}
+
+// splitList cuts the value of an environment variable at commas and line feeds.
+// Spaces around an entry do not count, and an empty value is an empty list.
+func splitList(text string) []string {
+	if strings.TrimSpace(text) == "" {
+		return []string{}
+	}
+	entries := strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == '\n' })
+	for i, entry := range entries {
+		entries[i] = strings.TrimSpace(entry)
+	}
+	return entries
 }
 
 // parseInteger reads the integers of TOML: sign, underscores, 0x, 0o, 0b; no

@@ -110,6 +110,7 @@ type Core struct {
 	Image           Image           `toml:"image"`
 	AuthAPI         AuthAPI         `toml:"auth_api"`
 	Onboard         Onboard         `toml:"onboard"`
+	Seal            Seal            `toml:"seal"`
 	Database        Database        `toml:"database"`
 	BootstrapServer BootstrapServer `toml:"bootstrap_server"`
 	Metrics         Metrics         `toml:"metrics"`

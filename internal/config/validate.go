@@ -51,6 +51,7 @@ func (c *Config) problems() []string {
 	ch.image(c.Core.Image)
 	ch.authAPI(c.Core.AuthAPI)
 	ch.onboard(c.Core.Onboard)
+	ch.seal(c.Core.Seal)
 	ch.database(c.Core.Database, c.Core.BootstrapServer.Enabled)
 	ch.bootstrapServer(c.Core.BootstrapServer)
 	ch.admin(c.Core.Admin)
