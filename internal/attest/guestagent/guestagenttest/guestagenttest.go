@@ -45,6 +45,7 @@ func Handler(td *simtd.TD, g Generation) http.Handler {
 	}
 	mux.HandleFunc("POST /GetQuote", answer(func(r request) (any, error) { return a.getQuote(r, g == Current) }))
 	mux.HandleFunc("POST /Info", answer(a.info))
+	mux.HandleFunc("POST /GetKey", answer(a.getKey))
 	return mux
 }
 
@@ -73,6 +74,9 @@ func Listen(tb testing.TB, h http.Handler) string {
 
 type request struct {
 	ReportData string `json:"report_data"`
+	Path       string `json:"path"`
+	Purpose    string `json:"purpose"`
+	Algorithm  string `json:"algorithm"`
 }
 
 // answer reads and writes JSON as prpc does, errors as 400.
