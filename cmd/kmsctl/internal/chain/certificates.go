@@ -61,6 +61,11 @@ func (c *checker) rpcCertificate() Link {
 	if err := checkUsage(leaf.Certificate); err != nil {
 		return broken(LinkRPCCert, fmt.Errorf("%s: %w", leaf.From, err))
 	}
+	if name := c.s.ServerName; name != "" {
+		if err := leaf.VerifyHostname(name); err != nil {
+			return broken(LinkRPCCert, fmt.Errorf("%s: it is not for --server-name: %w", leaf.From, err))
+		}
+	}
 	names := namesOf(leaf.Certificate)
 	if c.r.Claims != nil {
 		c.r.Claims.Domain = names
@@ -100,7 +105,7 @@ func (c *checker) remark(leaf *subject.Certificate) string {
 	switch {
 	case !c.s.Live && c.cfg.Now.After(leaf.NotAfter):
 		return " (expired: the KMS issues it anew when it starts)"
-	case c.s.Live && leaf.VerifyHostname(c.s.Host) != nil:
+	case c.s.Live && c.s.ServerName == "" && leaf.VerifyHostname(c.s.Host) != nil:
 		return fmt.Sprintf(" (it was called by another name, %s)", c.s.Host)
 	default:
 		return ""

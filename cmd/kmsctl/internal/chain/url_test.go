@@ -166,6 +166,29 @@ func TestAnotherNameThanTheCertificatesIsRemarked(t *testing.T) {
 	}
 }
 
+func TestAServerNameIsInsistedOn(t *testing.T) {
+	k := kmstest.New(t, simtd.Config{})
+	url := serve(t, k, certificate(k, k.RPC), func(map[string]any) {})
+	for name, want := range map[string]string{kmstest.Domain: "", "other.example.com": "it is not for --server-name: x509: certificate is valid for " + kmstest.Domain} {
+		s, err := subject.FromNamedURL(t.Context(), url, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := chain.Check(t.Context(), s, config(k))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := broken(r)[chain.LinkRPCCert]; !strings.Contains(got, want) || (want == "") != r.OK {
+			t.Errorf("Check() with the name %s: ok %t, RPC certificate %q, want %q", name, r.OK, got, want)
+		}
+		for _, l := range r.Links {
+			if l.Name == chain.LinkRPCCert && strings.Contains(l.Detail, "called by another name") {
+				t.Errorf("with the name %s: %s, want no remark on the name of the URL", name, l.Detail)
+			}
+		}
+	}
+}
+
 func TestNothingExpectedIsNoted(t *testing.T) {
 	k := kmstest.New(t, simtd.Config{})
 	mrtd := k.TD.Measurements().MRTD

@@ -16,6 +16,7 @@ import (
 	"teekms/internal/attest"
 	"teekms/internal/durable"
 	"teekms/internal/keys"
+	ownpkcs12 "teekms/internal/pkcs12"
 )
 
 // serverFlags say where a bootstrap server is, how it is known, and who asks.
@@ -244,6 +245,10 @@ func (f *serverFlags) certificate(cmd *cobra.Command, secrets *secret.Reader, sh
 // reading it.
 func openPKCS12(p12 []byte, password keys.Secret, err error) (*tls.Certificate, error) {
 	if err != nil {
+		return nil, err
+	}
+	// The file says itself how much work it takes to open it.
+	if err := ownpkcs12.CheckShape(p12); err != nil {
 		return nil, err
 	}
 	key, leaf, others, err := pkcs12.DecodeChain(p12, string(password.Bytes()))

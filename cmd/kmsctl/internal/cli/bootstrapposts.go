@@ -18,6 +18,7 @@ import (
 	"teekms/cmd/kmsctl/internal/secret"
 	"teekms/internal/durable"
 	"teekms/internal/keys"
+	ownpkcs12 "teekms/internal/pkcs12"
 )
 
 // maxPKCS12 is how much of a PKCS#12 file a bootstrap server takes, in bytes.
@@ -156,6 +157,9 @@ func (f *bootstrapStartFlags) readPKCS12(cmd *cobra.Command, secrets *secret.Rea
 // wantsPassword says whether a PKCS#12 file is locked. Whatever else is wrong
 // with it is for the server to say.
 func wantsPassword(p12 []byte) bool {
+	if ownpkcs12.CheckShape(p12) != nil { // it may ask for any amount of work
+		return false
+	}
 	_, _, _, err := pkcs12.DecodeChain(p12, "")
 	return errors.Is(err, pkcs12.ErrIncorrectPassword)
 }

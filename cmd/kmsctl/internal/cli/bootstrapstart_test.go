@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -458,6 +459,27 @@ func TestBootstrapStartShowsAClientCertificate(t *testing.T) {
 	code, _, stderr := runIn(t.Context(), nil, "", slices.Concat([]string{"bootstrap-start"}, w.known(), []string{"--client-p12-file", file})...)
 	if code != status.Failed || !strings.Contains(stderr, "--client-p12-file: another password opens it") {
 		t.Errorf("kmsctl bootstrap-start = %d, %q, want that a password is missing", code, stderr)
+	}
+}
+
+// A PKCS#12 file says itself how much work it takes to open it.
+func TestBootstrapStartDoesNotWorkForAHostileFile(t *testing.T) {
+	w := newBootstrapWorld(t)
+	key, leaf := w.cert.PrivateKey, kmstest.Leaf(t, w.cert)
+	p12, err := pkcs12.Modern.WithIterations(0x010203).Encode(key, leaf, nil, "client")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hostile := bytes.ReplaceAll(p12, []byte{2, 3, 1, 2, 3}, []byte{2, 3, 0x7f, 0xff, 0xff})
+	if bytes.Equal(hostile, p12) {
+		t.Fatal("the file has no iteration count where one was looked for")
+	}
+	args := slices.Concat([]string{"bootstrap-start"}, w.known(), []string{
+		"--client-p12-file", w.write(t, "hostile.p12", string(hostile)), "--client-p12-password-file", w.write(t, "password", "client"),
+	})
+	code, _, stderr := runIn(t.Context(), nil, "", args...)
+	if code != status.Failed || !strings.Contains(stderr, "--client-p12-file: PKCS#12: its iteration count is not from 1 to") {
+		t.Errorf("kmsctl bootstrap-start = %d, %q, want that the file asks for too much work", code, stderr)
 	}
 }
 

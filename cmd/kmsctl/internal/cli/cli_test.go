@@ -83,6 +83,8 @@ func TestUsageErrorsEndWithStatus2AndAHint(t *testing.T) {
 		{"verify certs", `unexpected argument "certs"`, "kmsctl verify"},
 		{"verify --dir a --ca-cert b", "--ca-cert goes with --info", "kmsctl verify"},
 		{"verify --url kms:9100", "is not of the form https://HOST", "kmsctl verify"},
+		{"verify --dir a --server-name b", "--server-name goes with --url", "kmsctl verify"},
+		{"verify --url http://a --server-name b", "--server-name goes with https://", "kmsctl verify"},
 		{"verify --dir a --trust-root b", "--trust-root needs --collateral or --pccs", "kmsctl verify"},
 		{"verify --dir a --collateral b --pccs https://c", "--collateral or --pccs, not both", "kmsctl verify"},
 		{"verify --dir a --pccs ftp://c", "making a PCS client", "kmsctl verify"},

@@ -16,15 +16,15 @@ import (
 
 // verifyFlags are the flags of kmsctl verify.
 type verifyFlags struct {
-	dir, url, info, caCert string
-	trust                  trustFlags
-	at                     string
-	allowTCB               []string
-	expect                 expectFlags
-	secondOpinion          bool
-	save                   string
-	timeout                time.Duration
-	json                   bool
+	dir, url, info, caCert, serverName string
+	trust                              trustFlags
+	at                                 string
+	allowTCB                           []string
+	expect                             expectFlags
+	secondOpinion                      bool
+	save                               string
+	timeout                            time.Duration
+	json                               bool
 }
 
 func newVerify(env Environment) *cobra.Command {
@@ -59,6 +59,7 @@ func (f *verifyFlags) register(cmd *cobra.Command) {
 	fs.SortFlags = false
 	fs.StringVar(&f.dir, "dir", "", "key `directory` to verify; only its public files are read")
 	fs.StringVar(&f.url, "url", "", "`URL` of a running KMS to verify")
+	fs.StringVar(&f.serverName, "server-name", "", "with --url: `name` or address that the KMS's certificate must have")
 	fs.StringVar(&f.info, "info", "", "`file` with a bootstrap record to verify (bootstrap-info.json, or the answer of Bootstrap)")
 	fs.StringVar(&f.caCert, "ca-cert", "", "with --info: `file` of the root CA certificate that must be of the key in the record")
 	f.trust.register(cmd)
@@ -71,6 +72,7 @@ func (f *verifyFlags) register(cmd *cobra.Command) {
 	fs.BoolVar(&f.json, "json", false, "print the result as JSON")
 	complete(cmd, "dir", directory())
 	complete(cmd, "url", valueOf("https://", "http://"))
+	complete(cmd, "server-name", valueOf())
 	complete(cmd, "info", file("json"))
 	complete(cmd, "ca-cert", file("crt", "pem"))
 	complete(cmd, "at", valueOf())
@@ -137,6 +139,8 @@ func (f *verifyFlags) config(cmd *cobra.Command, env Environment) (chain.Config,
 		return cfg, usagef(cmd, "give exactly one of --dir, --url and --info")
 	case f.caCert != "" && f.info == "":
 		return cfg, usagef(cmd, "--ca-cert goes with --info alone: the others have a certificate of their own")
+	case f.serverName != "" && f.url == "":
+		return cfg, usagef(cmd, "--server-name goes with --url")
 	case f.timeout <= 0:
 		return cfg, usagef(cmd, "--timeout must be positive")
 	}
@@ -187,6 +191,6 @@ func (f *verifyFlags) subject(ctx context.Context) (*subject.Subject, error) {
 	case f.info != "":
 		return subject.FromInfo(f.info, f.caCert)
 	default:
-		return subject.FromURL(ctx, f.url)
+		return subject.FromNamedURL(ctx, f.url, f.serverName)
 	}
 }

@@ -42,6 +42,8 @@ type Subject struct {
 	Leaf *Certificate
 	// Host is the name that the TLS peer was called by.
 	Host string
+	// ServerName is a name that the TLS peer's certificate must have; "" for any.
+	ServerName string
 	// Live says that Leaf is in use now: it must be valid.
 	Live bool
 	// K256Public is the secp256k1 key that the KMS says it has.

@@ -22,11 +22,20 @@ import (
 // that its certificate must lead to is in the answer itself, and whether that
 // root is to be believed is what the quote says.
 func FromURL(ctx context.Context, rawURL string) (*Subject, error) {
+	return FromNamedURL(ctx, rawURL, "")
+}
+
+// FromNamedURL is [FromURL] of a KMS that is called by another name than the one
+// in the URL, and whose certificate must have that name; "" insists on none.
+func FromNamedURL(ctx context.Context, rawURL, serverName string) (*Subject, error) {
 	base, err := parseURL(rawURL)
 	if err != nil {
 		return nil, status.WithCode(status.Usage, err)
 	}
-	s := &Subject{Kind: URL, Location: rawURL, Host: base.Hostname(), Live: true, Plaintext: base.Scheme == "http"}
+	s := &Subject{Kind: URL, Location: rawURL, Host: base.Hostname(), Live: true, Plaintext: base.Scheme == "http", ServerName: serverName}
+	if serverName != "" && s.Plaintext {
+		return nil, status.WithCode(status.Usage, errors.New("--server-name goes with https://: plain HTTP shows no certificate"))
+	}
 	body, err := s.getMeta(ctx, base)
 	if err != nil {
 		return nil, fmt.Errorf("asking %s: %w", base, err)
@@ -84,6 +93,7 @@ func (s *Subject) client() (client *http.Client, closeIdle func()) {
 		Proxy: http.ProxyFromEnvironment,
 		TLSClientConfig: &tls.Config{
 			MinVersion:         tls.VersionTLS12,
+			ServerName:         s.ServerName,
 			InsecureSkipVerify: true, //nolint:gosec // the certificate is checked against the root in the answer, and that against the quote
 			VerifyConnection:   s.remember,
 		},
