@@ -1,0 +1,224 @@
+package seal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+	"filippo.io/age/agessh"
+	"filippo.io/age/plugin"
+	"golang.org/x/crypto/ssh"
+)
+
+const (
+	maxRecipients = 32
+	maxRecipient  = 8 << 10 // bytes of one, as text
+	// pluginTimeout bounds one run of an age plugin.
+	pluginTimeout = time.Minute
+)
+
+// labelPostQuantum is age's label of recipients that withstand quantum
+// computers.
+const labelPostQuantum = "postquantum"
+
+// recipient is one of an escrow.
+type recipient struct {
+	text string
+	to   age.Recipient
+	// plugin names the program that wraps; empty for a recipient of the library.
+	plugin string
+}
+
+// NewEscrow returns a seal that encrypts to age recipients and opens nothing:
+// age1… (X25519), age1pq1… (post-quantum), ssh-ed25519 and ssh-rsa public keys,
+// and age1NAME1… of a plugin, for which the program age-plugin-NAME is run at
+// every sealing. An error names a recipient by its
+// position, never by its text: what was put there may be a secret.
+func NewEscrow(recipients []string) (Seal, error) {
+	if len(recipients) == 0 || len(recipients) > maxRecipients {
+		return Seal{}, fmt.Errorf("escrow has %d recipients, not 1 to %d", len(recipients), maxRecipients)
+	}
+	s := Seal{kind: KindEscrow}
+	var labels []string // of the recipients that are known before they run
+	known := false
+	for i, text := range recipients {
+		r, err := parseRecipient(strings.TrimSpace(text))
+		if err != nil {
+			return Seal{}, fmt.Errorf("escrow recipient %d: %w", i+1, err)
+		}
+		if j := slices.IndexFunc(s.escrow, func(o recipient) bool { return o.text == r.text }); j >= 0 {
+			return Seal{}, fmt.Errorf("escrow recipient %d: the same as recipient %d", i+1, j+1)
+		}
+		s.escrow = append(s.escrow, r)
+		if r.plugin != "" {
+			continue // what it can do is known only when it runs
+		}
+		_, l, err := wrapWithLabels(r.to, make([]byte, fileKeySize))
+		if err != nil {
+			return Seal{}, fmt.Errorf("escrow recipient %d: this key cannot be encrypted to", i+1)
+		}
+		if known {
+			if err := sameLabels(labels, l); err != nil {
+				return Seal{}, fmt.Errorf("escrow recipient %d: %w", i+1, err)
+			}
+		}
+		labels, known = l, true
+	}
+	return s, nil
+}
+
+// parseRecipient reads a recipient. Its errors are fixed texts: those of the
+// parsers quote what they were given.
+func parseRecipient(text string) (recipient, error) {
+	upper := strings.ToUpper(text)
+	switch {
+	case text == "":
+		return recipient{}, errors.New("is empty")
+	case strings.HasPrefix(upper, "AGE-SECRET-KEY-"), strings.HasPrefix(upper, "AGE-PLUGIN-"), strings.Contains(upper, "PRIVATE KEY"):
+		return recipient{}, errors.New("is a secret key, not a recipient: remove it here and consider it known to others")
+	case len(text) > maxRecipient || strings.IndexFunc(text, func(c rune) bool { return c < ' ' || c > '~' }) >= 0:
+		return recipient{}, errors.New("is too long, or not one line of printable ASCII")
+	case strings.HasPrefix(text, "ssh-"):
+		return parseSSH(text)
+	case strings.HasPrefix(text, "age1pq1"):
+		return native(age.ParseHybridRecipient(text))
+	case strings.HasPrefix(text, "age1") && strings.Count(text, "1") > 1:
+		return parsePlugin(text)
+	case strings.HasPrefix(text, "age1"):
+		return native(age.ParseX25519Recipient(text))
+	}
+	return recipient{}, errors.New("is none: age1…, ssh-ed25519 … or ssh-rsa … is expected")
+}
+
+// native returns a recipient of the library.
+func native[R interface {
+	age.Recipient
+	fmt.Stringer
+}](r R, err error) (recipient, error) {
+	if err != nil {
+		return recipient{}, errors.New("is malformed: a character is wrong or missing")
+	}
+	return recipient{text: r.String(), to: r}, nil
+}
+
+// parsePlugin returns a recipient of a plugin, which is not run yet.
+func parsePlugin(text string) (recipient, error) {
+	// Without functions of its own the UI answers every question of the plugin
+	// with failure: nobody is there to be asked.
+	r, err := plugin.NewRecipient(text, &plugin.ClientUI{})
+	if err != nil {
+		return recipient{}, errors.New("is malformed: a character is wrong or missing")
+	}
+	return recipient{text: text, to: r, plugin: r.Name()}, nil
+}
+
+// parseSSH returns a recipient of a line of an authorized_keys file without
+// options.
+func parseSSH(text string) (recipient, error) {
+	pub, _, _, _, err := ssh.ParseAuthorizedKey([]byte(text))
+	if err != nil {
+		return recipient{}, errors.New("is no ssh public key")
+	}
+	var to age.Recipient
+	switch pub.Type() {
+	case ssh.KeyAlgoED25519:
+		to, err = agessh.NewEd25519Recipient(pub)
+	case ssh.KeyAlgoRSA:
+		to, err = agessh.NewRSARecipient(pub)
+	default:
+		return recipient{}, errors.New("is an ssh key of a kind that cannot be encrypted to: ssh-ed25519 and ssh-rsa can")
+	}
+	if err != nil {
+		return recipient{}, fmt.Errorf("cannot be encrypted to: %w", err)
+	}
+	line := strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(pub)), "\n")
+	return recipient{text: line, to: to}, nil
+}
+
+// wrapEscrow wraps fileKey to all recipients and returns the label they share.
+func (s Seal) wrapEscrow(ctx context.Context, fileKey []byte) ([]*age.Stanza, []string, error) {
+	var stanzas []*age.Stanza
+	var labels []string
+	for i, r := range s.escrow {
+		st, l, err := r.wrap(ctx, fileKey)
+		if err != nil {
+			return nil, nil, fmt.Errorf("encrypting to escrow recipient %d: %w", i+1, err)
+		}
+		if i > 0 {
+			if err := sameLabels(labels, l); err != nil {
+				return nil, nil, fmt.Errorf("encrypting to escrow recipient %d: %w", i+1, err)
+			}
+		}
+		stanzas, labels = append(stanzas, st...), l
+	}
+	return stanzas, labels, nil
+}
+
+// wrap wraps fileKey to one recipient.
+func (r recipient) wrap(ctx context.Context, fileKey []byte) ([]*age.Stanza, []string, error) {
+	if r.plugin == "" {
+		return wrapWithLabels(r.to, fileKey)
+	}
+	if os.Getenv("AGEDEBUG") != "" {
+		return nil, nil, errors.New("AGEDEBUG is set, with which the library prints what it tells a plugin, the file key too")
+	}
+	ctx, cancel := context.WithTimeout(ctx, pluginTimeout)
+	defer cancel()
+	type wrapped struct {
+		stanzas []*age.Stanza
+		labels  []string
+	}
+	w, err := await(ctx, func() (wrapped, error) {
+		st, l, err := wrapWithLabels(r.to, fileKey)
+		return wrapped{st, l}, err
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("running age-plugin-%s: %w", r.plugin, oneLine(err))
+	}
+	for _, s := range w.stanzas {
+		if strings.HasPrefix(s.Type, stanzaPrefix) {
+			return nil, nil, fmt.Errorf("running age-plugin-%s: it returned a stanza of ours", r.plugin)
+		}
+	}
+	return w.stanzas, w.labels, nil
+}
+
+// wrapWithLabels wraps as age does, with labels where there are some.
+func wrapWithLabels(r age.Recipient, fileKey []byte) ([]*age.Stanza, []string, error) {
+	if l, ok := r.(age.RecipientWithLabels); ok {
+		return l.WrapWithLabels(fileKey)
+	}
+	st, err := r.Wrap(fileKey)
+	return st, nil, err
+}
+
+// sameLabels refuses recipients that age would not put into one file.
+func sameLabels(a, b []string) error {
+	a, b = slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b))
+	switch {
+	case slices.Equal(a, b):
+		return nil
+	case slices.Contains(a, labelPostQuantum) != slices.Contains(b, labelPostQuantum):
+		return errors.New("post-quantum and classic recipients cannot be mixed: the classic ones would open the file to a quantum computer")
+	}
+	return errors.New("cannot be mixed with the recipients before it")
+}
+
+// oneLine makes an error of another program fit to be shown.
+func oneLine(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	text := strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' {
+			return ' '
+		}
+		return c
+	}, err.Error())
+	return errors.New(text[:min(len(text), 300)])
+}

@@ -1,0 +1,232 @@
+package seal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"filippo.io/age"
+
+	"teekms/internal/keys"
+)
+
+// opening is what one opening of all files shares.
+type opening struct {
+	seals      []Seal
+	identities []age.Identity
+	// found is what the key sources have answered: each is asked once, however
+	// many files there are, and only where those before it did not open.
+	found map[Kind]found
+}
+
+// found is the answer of a key source.
+type found struct {
+	key keys.Secret
+	err error
+	// proven is set when the key has opened a file of this set.
+	proven bool
+}
+
+// Open opens all files, by name, or none. They must be of one sealing, which is
+// checked before any seal is tried. When no seal opens a file the error is an
+// [*OpenError]; every error names a file. The keys found are forgotten when it
+// returns.
+func (s *Set) Open(ctx context.Context, files map[string][]byte) (map[string]keys.Secret, error) {
+	return open(ctx, &opening{seals: s.cfg.Seals, identities: s.cfg.Identities}, files)
+}
+
+func open(ctx context.Context, o *opening, files map[string][]byte) (map[string]keys.Secret, error) {
+	headers, err := readHeaders(files)
+	if err != nil {
+		return nil, err
+	}
+	o.found = map[Kind]found{}
+	out := make(map[string]keys.Secret, len(files))
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if out[name], err = o.file(ctx, headers[name], files[name]); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// file opens one file whose header was read as want.
+func (o *opening) file(ctx context.Context, want *Header, data []byte) (keys.Secret, error) {
+	name := want.Name
+	unwrapped := false
+	r, err := age.Decrypt(bytes.NewReader(data), identity(func(stanzas []*age.Stanza) ([]byte, error) {
+		// These are the stanzas that age authenticates next, so what was read
+		// before must be true of them.
+		h, err := parseHeader(name, stanzas)
+		if err != nil {
+			return nil, err
+		}
+		if err := sameSealing(want, h); err != nil {
+			return nil, refused(name, "%w", err)
+		}
+		fileKey, err := o.fileKey(ctx, h, stanzas)
+		unwrapped = err == nil
+		return fileKey, err
+	}))
+	switch {
+	case err != nil && unwrapped:
+		return keys.Secret{}, refused(name, "its header was changed, or it is cut off")
+	case err != nil:
+		return keys.Secret{}, err
+	}
+	plain, err := io.ReadAll(io.LimitReader(r, maxPayload+1))
+	switch {
+	case err != nil:
+		return keys.Secret{}, refused(name, "its content is damaged, cut off or has something after it")
+	case len(plain) > maxPayload:
+		return keys.Secret{}, refused(name, "its content is over the limit of %d bytes", maxPayload)
+	}
+	return keys.NewSecret(plain), nil
+}
+
+// fileKey tries the identities, then every seal in its order.
+func (o *opening) fileKey(ctx context.Context, h *Header, stanzas []*age.Stanza) ([]byte, error) {
+	failure := &OpenError{File: h.Name}
+	fail := func(k Kind, err error) { failure.Reasons = append(failure.Reasons, Reason{k, err}) }
+	if len(o.identities) > 0 {
+		fileKey, err := o.byIdentity(ctx, stanzas)
+		if err == nil {
+			return fileKey, nil
+		}
+		fail(KindEscrow, err)
+	}
+	for _, s := range o.seals {
+		if !s.Opens() {
+			continue
+		}
+		fileKey, err := o.bySeal(ctx, s, h)
+		if err == nil {
+			return fileKey, nil
+		}
+		fail(s.kind, err)
+		if o.found[s.kind].proven {
+			// The right key does not open it: no other seal will help.
+			return nil, failure
+		}
+	}
+	for _, d := range h.Seals {
+		switch {
+		case d.Kind == KindEscrow && len(o.identities) == 0:
+			fail(KindEscrow, errors.New("opens only with the key of its holder"))
+		case d.Kind != KindEscrow && !o.configured(d.Kind):
+			fail(d.Kind, fmt.Errorf("sealed to %s, which core.seal does not configure", d.Kind))
+		}
+	}
+	return nil, failure
+}
+
+// configured reports whether a seal of the kind is there.
+func (o *opening) configured(k Kind) bool {
+	return slices.ContainsFunc(o.seals, func(s Seal) bool { return s.kind == k })
+}
+
+// bySeal unwraps with one seal.
+func (o *opening) bySeal(ctx context.Context, s Seal, h *Header) ([]byte, error) {
+	st, ok := h.own[s.kind]
+	switch {
+	case !ok:
+		return nil, errors.New("not among the file's seals")
+	case st.err != nil:
+		return nil, st.err
+	}
+	f, ok := o.found[s.kind]
+	if !ok {
+		f.key, f.err = await(ctx, func() (keys.Secret, error) { return s.source.Find(ctx, st.args) })
+		o.found[s.kind] = f
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	fileKey, err := unwrap(s.kind, f.key, st)
+	if errors.Is(err, errUnwrap) && s.kind == KindPassphrase {
+		err = errWrongPassphrase
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !f.proven {
+		f.proven = true
+		o.found[s.kind] = f
+		if p, ok := s.source.(interface{ fits() }); ok {
+			p.fits()
+		}
+	}
+	return fileKey, nil
+}
+
+// byIdentity unwraps with an identity of a holder of the escrow.
+func (o *opening) byIdentity(ctx context.Context, stanzas []*age.Stanza) ([]byte, error) {
+	var last error
+	for _, id := range o.identities {
+		fileKey, err := await(ctx, func() ([]byte, error) { return id.Unwrap(stanzas) })
+		switch {
+		case err == nil && len(fileKey) == fileKeySize:
+			return fileKey, nil
+		case err != nil && !errors.Is(err, age.ErrIncorrectIdentity):
+			last = oneLine(err)
+		}
+	}
+	if last != nil {
+		return nil, last
+	}
+	return nil, errors.New("none of the identities given is a recipient of the file")
+}
+
+// readHeaders reads the headers of all files and refuses files that are not of
+// one sealing.
+func readHeaders(files map[string][]byte) (map[string]*Header, error) {
+	if len(files) == 0 || len(files) > maxFiles {
+		return nil, fmt.Errorf("opening %d files: 1 to %d can be", len(files), maxFiles)
+	}
+	headers := make(map[string]*Header, len(files))
+	sets := map[[16]byte][]string{}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		h, err := Inspect(name, files[name])
+		if err != nil {
+			return nil, err
+		}
+		headers[name] = h
+		sets[h.Set] = append(sets[h.Set], name)
+	}
+	// The files that most others are not with are the strange ones.
+	groups := slices.SortedFunc(maps.Values(sets), func(a, b []string) int {
+		if len(a) != len(b) {
+			return len(b) - len(a)
+		}
+		return slices.Compare(a, b)
+	})
+	if len(groups) > 1 {
+		return nil, refused(groups[1][0], "it is of another sealing than %s", strings.Join(groups[0], ", "))
+	}
+	first := headers[groups[0][0]]
+	for _, name := range groups[0][1:] {
+		if err := sameSealing(first, headers[name]); err != nil {
+			return nil, refused(name, "%w", err)
+		}
+	}
+	return headers, nil
+}
+
+// sameSealing refuses a header that does not agree with another of its set in
+// what one sealing writes into all files. So one key of a source is enough for
+// all of them.
+func sameSealing(a, b *Header) error {
+	same := a.Set == b.Set && a.Made.Equal(b.Made) && slices.Equal(a.Recipients, b.Recipients) &&
+		slices.EqualFunc(a.Seals, b.Seals, func(x, y Described) bool {
+			return x.Kind == y.Kind && slices.Equal(x.Args, y.Args)
+		})
+	if !same {
+		return fmt.Errorf("it is not sealed as %s is", a.Name)
+	}
+	return nil
+}

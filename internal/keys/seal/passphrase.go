@@ -1,0 +1,185 @@
+package seal
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+
+	"golang.org/x/crypto/scrypt"
+
+	"teekms/internal/keys"
+)
+
+// Work factors of scrypt: its N is two to this power, its memory 1 KiB times N.
+const (
+	// DefaultWorkFactor costs about a second and 256 MiB.
+	DefaultWorkFactor = 18
+	// MinWorkFactor is the least that is written and read.
+	MinWorkFactor = 10
+	// MaxWorkFactor is the most: 4 GiB.
+	MaxWorkFactor = 22
+)
+
+// labelScrypt stands before the salt.
+const labelScrypt = "teekms/v1/seal/scrypt"
+
+// errWrongPassphrase replaces [errUnwrap]: with a passphrase nothing tells one
+// from the other.
+var errWrongPassphrase = errors.New("wrong passphrase, or the file is damaged")
+
+// PassphraseConfig says where a passphrase comes from.
+type PassphraseConfig struct {
+	// Read returns the passphrase; required. It is asked until it has answered
+	// once. An empty passphrase and one with a line feed are refused.
+	Read func(ctx context.Context) (keys.Secret, error)
+	// Confirm, where it is there, asks for the passphrase a second time before it
+	// is used to seal, unless it has opened a file already.
+	Confirm func(ctx context.Context) (keys.Secret, error)
+	// WorkFactor is that of new files: 10 to 22, default 18. Files with a higher
+	// one are read up to the greater of it and 18.
+	WorkFactor int
+}
+
+// passphrase stretches a passphrase with scrypt:
+//
+//	-> teekms-passphrase v1 SCRYPTSALT WORKFACTOR SALT
+type passphrase struct {
+	cfg PassphraseConfig
+
+	// mu guards what follows; it is held while the passphrase is asked for, so
+	// that nobody is asked twice at once.
+	mu sync.Mutex
+	// secret is the passphrase once it was read.
+	secret keys.Secret
+	// confirmed is set when the passphrase was given twice or has opened a file.
+	confirmed bool
+}
+
+// NewPassphrase returns the key source of [KindPassphrase]. It remembers the
+// passphrase that was read.
+func NewPassphrase(cfg PassphraseConfig) KeySource {
+	if cfg.WorkFactor == 0 {
+		cfg.WorkFactor = DefaultWorkFactor
+	}
+	return &passphrase{cfg: cfg}
+}
+
+// Make stretches the passphrase with a new salt.
+func (p *passphrase) Make(ctx context.Context) (keys.Secret, []string, error) {
+	if f := p.cfg.WorkFactor; f < MinWorkFactor || f > MaxWorkFactor {
+		return keys.Secret{}, nil, fmt.Errorf("work factor %d is not within %d and %d", f, MinWorkFactor, MaxWorkFactor)
+	}
+	secret, err := p.read(ctx, true)
+	if err != nil {
+		return keys.Secret{}, nil, err
+	}
+	salt := make([]byte, saltSize)
+	rand.Read(salt) // never fails: crypto/rand ends the program instead
+	key, err := stretch(secret, salt, p.cfg.WorkFactor)
+	return key, []string{encoding().EncodeToString(salt), strconv.Itoa(p.cfg.WorkFactor)}, err
+}
+
+// Find stretches the passphrase as the file says. The work factor is looked at
+// before anything is asked or computed.
+func (p *passphrase) Find(ctx context.Context, args []string) (keys.Secret, error) {
+	salt, factor, err := parsePassphrase(args)
+	if err != nil {
+		return keys.Secret{}, err
+	}
+	if limit := max(DefaultWorkFactor, p.cfg.WorkFactor); factor > limit {
+		return keys.Secret{}, fmt.Errorf("work factor %d is above the %d that core.seal.passphrase.work_factor allows", factor, limit)
+	}
+	secret, err := p.read(ctx, false)
+	if err != nil {
+		return keys.Secret{}, err
+	}
+	return stretch(secret, salt, factor)
+}
+
+// Describe names the work factor.
+func (p *passphrase) Describe(args []string) string { return describePassphrase(args) }
+
+// fits is told that the passphrase has opened a file.
+func (p *passphrase) fits() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.confirmed = true
+}
+
+// read returns the passphrase, asking for it where it is not known yet, and a
+// second time where it shall be used for sealing.
+func (p *passphrase) read(ctx context.Context, sealing bool) (keys.Secret, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	secret := p.secret
+	if secret.Len() == 0 {
+		var err error
+		if secret, err = p.cfg.Read(ctx); err != nil {
+			return keys.Secret{}, fmt.Errorf("reading the passphrase: %w", err)
+		}
+		if err := checkPassphrase(secret); err != nil {
+			return keys.Secret{}, err
+		}
+	}
+	if sealing && !p.confirmed && p.cfg.Confirm != nil {
+		again, err := p.cfg.Confirm(ctx)
+		if err != nil {
+			return keys.Secret{}, fmt.Errorf("reading the passphrase again: %w", err)
+		}
+		if !again.Equal(secret) {
+			return keys.Secret{}, errors.New("the two passphrases differ")
+		}
+		p.confirmed = true
+	}
+	p.secret = secret
+	return secret, nil
+}
+
+// checkPassphrase refuses what was not meant as a passphrase.
+func checkPassphrase(s keys.Secret) error {
+	if s.Len() == 0 {
+		return errors.New("the passphrase is empty")
+	}
+	for _, c := range s.Bytes() {
+		if c == '\n' {
+			return errors.New("the passphrase has a line feed in it")
+		}
+	}
+	return nil
+}
+
+// stretch is scrypt with r = 8 and p = 1.
+func stretch(secret keys.Secret, salt []byte, factor int) (keys.Secret, error) {
+	k, err := scrypt.Key(secret.Bytes(), append([]byte(labelScrypt), salt...), 1<<factor, 8, 1, keySize)
+	if err != nil {
+		return keys.Secret{}, fmt.Errorf("stretching the passphrase: %w", err)
+	}
+	return keys.NewSecret(k), nil
+}
+
+// parsePassphrase reads the arguments of a passphrase's stanza.
+func parsePassphrase(args []string) (salt []byte, factor int, err error) {
+	if len(args) != 2 {
+		return nil, 0, errors.New("the stanza is malformed")
+	}
+	salt, err = encoding().DecodeString(args[0])
+	if err != nil || len(salt) != saltSize {
+		return nil, 0, errors.New("the salt of scrypt is malformed")
+	}
+	factor, err = strconv.Atoi(args[1])
+	if err != nil || factor < MinWorkFactor || strconv.Itoa(factor) != args[1] {
+		return nil, 0, errors.New("the work factor is malformed")
+	}
+	return salt, factor, nil
+}
+
+func describePassphrase(args []string) string {
+	_, factor, err := parsePassphrase(args)
+	if err != nil {
+		return "malformed"
+	}
+	return fmt.Sprintf("scrypt, work factor %d", factor)
+}
