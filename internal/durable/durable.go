@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"syscall"
 )
 
 // FS is a file system as far as durable writing needs one. Its errors are
@@ -39,6 +40,12 @@ type FS interface {
 	// RenameNew is Rename, but fails with fs.ErrExist where something has the
 	// new name.
 	RenameNew(oldName, newName string) error
+	// Overwrite writes zeros over the whole contents of a regular file, in its
+	// place, and syncs them. It does not follow links, and refuses a file that
+	// has another name too. On an error the file may be overwritten in part.
+	// Where the file system or the device writes elsewhere (copy on write,
+	// snapshots, wear leveling) the old contents stay on the medium.
+	Overwrite(name string) error
 	// Remove removes a file or an empty directory.
 	Remove(name string) error
 	// SyncDir makes the entries of a directory durable.
@@ -47,6 +54,16 @@ type FS interface {
 	// and every other caller, waiting until ctx is done. The lock ends with
 	// unlock or with the process.
 	Lock(ctx context.Context, name string) (unlock func(), err error)
+}
+
+// Links returns how many names a file has, 0 where the file system does not
+// tell.
+func Links(info fs.FileInfo) int {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	return int(stat.Nlink)
 }
 
 // File is a file open for writing.

@@ -83,6 +83,40 @@ func (o OS) RenameNew(oldName, newName string) error {
 	return o.Rename(oldName, newName)
 }
 
+// Overwrite writes zeros over a regular file with one name, and syncs them.
+func (OS) Overwrite(name string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	if err := overwrite(f); err != nil {
+		// The first error is the one that tells what happened.
+		_ = f.Close()
+		return err
+	}
+	return f.Close()
+}
+
+func overwrite(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return &fs.PathError{Op: "overwrite", Path: f.Name(), Err: errors.New("not a regular file")}
+	}
+	if Links(info) > 1 {
+		return &fs.PathError{Op: "overwrite", Path: f.Name(), Err: errors.New("has another name")}
+	}
+	zeros := make([]byte, 4096)
+	for at := int64(0); at < info.Size(); at += int64(len(zeros)) {
+		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), info.Size()-at)], at); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
 // Remove removes a file or an empty directory.
 func (OS) Remove(name string) error { return os.Remove(name) }
 

@@ -33,6 +33,9 @@ type Disk struct {
 	root    *node
 	pending []*change
 	locks   map[string]chan struct{}
+	// files are all that ever were, those without a name too: what was removed
+	// stays on the medium.
+	files []*node
 }
 
 // node is a file or directory: its cached state, and what is on the disk.
@@ -81,10 +84,27 @@ func (d *Disk) Put(name string, data []byte, mode fs.FileMode) {
 		panic(fmt.Sprintf("Put(%q): %v", name, err)) // a mistake in the test
 	}
 	n := &node{mode: mode, data: bytes.Clone(data), stableMode: mode, stable: bytes.Clone(data)}
+	d.forget(parent.entries[filepath.Base(name)])
+	d.files = append(d.files, n)
 	parent.entries[filepath.Base(name)], parent.stableEntries[filepath.Base(name)] = n, n
 }
 
-// Delete removes a file, on the disk at once.
+// Link gives a file a second name, on the disk at once.
+func (d *Disk) Link(oldName, newName string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := d.walk(oldName)
+	if err != nil {
+		panic(fmt.Sprintf("Link(%q): %v", oldName, err)) // a mistake in the test
+	}
+	parent, err := d.walk(filepath.Dir(newName))
+	if err != nil {
+		panic(fmt.Sprintf("Link(%q): %v", newName, err)) // a mistake in the test
+	}
+	parent.entries[filepath.Base(newName)], parent.stableEntries[filepath.Base(newName)] = n, n
+}
+
+// Delete removes a file, on the disk at once, its contents too.
 func (d *Disk) Delete(name string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -92,8 +112,42 @@ func (d *Disk) Delete(name string) {
 	if err != nil {
 		panic(fmt.Sprintf("Delete(%q): %v", name, err)) // a mistake in the test
 	}
+	d.forget(parent.entries[filepath.Base(name)])
 	delete(parent.entries, filepath.Base(name))
 	delete(parent.stableEntries, filepath.Base(name))
+}
+
+func (d *Disk) forget(n *node) {
+	d.files = slices.DeleteFunc(d.files, func(f *node) bool { return f == n })
+}
+
+// Contents returns what can be read from the medium and the cache of every file
+// that ever was, removed ones included: what was not overwritten is still there.
+// Put and Delete alone leave no traces.
+func (d *Disk) Contents() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var all []string
+	for _, n := range d.files {
+		all = append(all, string(n.data))
+		if n.written {
+			all = append(all, string(n.stable))
+		}
+	}
+	return all
+}
+
+// names counts the names of a file below a directory.
+func (n *node) names(file *node) int {
+	count := 0
+	for _, child := range n.entries {
+		if child == file {
+			count++
+		} else if child.dir {
+			count += child.names(file)
+		}
+	}
+	return count
 }
 
 // Files returns the cached contents of every file below dir, by path relative
@@ -179,6 +233,9 @@ func (d *Disk) Crash(o Outcome) *Disk {
 	next := &Disk{locks: map[string]chan struct{}{}}
 	copies := map[*node]*node{}
 	next.root = copyNode(d.root, o, entriesOf, copies)
+	for _, n := range d.files {
+		next.files = append(next.files, copyNode(n, o, entriesOf, copies))
+	}
 	return next
 }
 
@@ -254,6 +311,9 @@ func (d *Disk) add(path string, n *node) error {
 		return syscall.EEXIST
 	}
 	dir.entries[name] = n
+	if !n.dir {
+		d.files = append(d.files, n)
+	}
 	d.pending = append(d.pending, &change{[]half{{dir, name, n}}})
 	return nil
 }
@@ -304,7 +364,8 @@ func (d *Disk) rename(oldPath, newPath string, replace bool) error {
 }
 
 // syncDir brings the pending changes of a directory to the disk. The old name of
-// a rename never goes before the new one is there.
+// a rename never goes before the new one is there, in whatever directory that
+// is; what was to happen to that name before is then superseded.
 func (d *Disk) syncDir(path string) error {
 	dir, err := d.walk(path)
 	if err != nil {
@@ -328,13 +389,21 @@ func (d *Disk) syncDir(path string) error {
 			} else {
 				delete(h.dir.stableEntries, h.name)
 			}
+			supersede(left, h)
 		}
 		if c.halves = c.halves[last+1:]; len(c.halves) > 0 {
 			left = append(left, c)
 		}
 	}
-	d.pending = left
+	d.pending = slices.DeleteFunc(left, func(c *change) bool { return len(c.halves) == 0 })
 	return nil
+}
+
+// supersede drops earlier changes of the same name.
+func supersede(earlier []*change, by half) {
+	for _, c := range earlier {
+		c.halves = slices.DeleteFunc(c.halves, func(h half) bool { return h.dir == by.dir && h.name == by.name })
+	}
 }
 
 // errCrashed is what every call returns after the crash: the process is gone,

@@ -182,7 +182,7 @@ func (f *FS) ReadDir(name string) (list []fs.DirEntry, err error) {
 			return syscall.ENOTDIR
 		}
 		for _, name := range slices.Sorted(maps.Keys(n.entries)) {
-			list = append(list, fs.FileInfoToDirEntry(newInfo(name, n.entries[name])))
+			list = append(list, fs.FileInfoToDirEntry(f.disk.newInfo(name, n.entries[name])))
 		}
 		return nil
 	}, nil)
@@ -197,7 +197,7 @@ func (f *FS) Stat(name string) (info fs.FileInfo, err error) {
 	err = f.do("stat", name, false, func() error {
 		n, err := f.disk.walk(name)
 		if err == nil {
-			info = newInfo(filepath.Base(name), n)
+			info = f.disk.newInfo(filepath.Base(name), n)
 		}
 		return err
 	}, nil)
@@ -231,6 +231,32 @@ func (f *FS) Rename(oldName, newName string) error {
 // RenameNew renames to a name that must be free.
 func (f *FS) RenameNew(oldName, newName string) error {
 	return f.do("rename", newName, true, func() error { return f.disk.rename(oldName, newName, false) }, nil)
+}
+
+// Overwrite writes zeros over a file with one name, and syncs them. Torn, half of
+// them are in the cache and none was synced.
+func (f *FS) Overwrite(name string) error {
+	zeros := func(whole bool) func() error {
+		return func() error {
+			n, err := f.disk.walk(name)
+			switch {
+			case err != nil:
+				return err
+			case n.dir:
+				return syscall.EISDIR
+			case f.disk.root.names(n) > 1:
+				return errors.New("has another name")
+			case whole:
+				n.data = make([]byte, len(n.data))
+				n.stable, n.written = bytes.Clone(n.data), false
+				return nil
+			}
+			n.data, n.written = bytes.Clone(n.data), true
+			clear(n.data[:len(n.data)/2])
+			return nil
+		}
+	}
+	return f.do("overwrite", name, true, zeros(true), zeros(false))
 }
 
 // Remove removes a file or an empty directory.
@@ -311,14 +337,19 @@ type info struct {
 	name string
 	size int64
 	mode fs.FileMode
+	sys  *syscall.Stat_t
 }
 
-func newInfo(name string, n *node) info {
-	mode := n.mode
+func (d *Disk) newInfo(name string, n *node) info {
+	i := info{name: name, size: int64(len(n.data)), mode: n.mode, sys: &syscall.Stat_t{Nlink: 1}}
 	if n.dir {
-		mode |= fs.ModeDir
+		i.mode |= fs.ModeDir
+		return i
 	}
-	return info{name: name, size: int64(len(n.data)), mode: mode}
+	for range d.root.names(n) - 1 {
+		i.sys.Nlink++
+	}
+	return i
 }
 
 func (i info) Name() string       { return i.name }
@@ -326,4 +357,4 @@ func (i info) Size() int64        { return i.size }
 func (i info) Mode() fs.FileMode  { return i.mode }
 func (i info) ModTime() time.Time { return time.Time{} }
 func (i info) IsDir() bool        { return i.mode.IsDir() }
-func (i info) Sys() any           { return nil }
+func (i info) Sys() any           { return i.sys }

@@ -53,6 +53,11 @@ func (o Observed) RenameNew(oldName, newName string) error {
 	return o.tell("rename", newName, func() error { return o.FS.RenameNew(oldName, newName) })
 }
 
+// Overwrite tells of "overwrite NAME".
+func (o Observed) Overwrite(name string) error {
+	return o.tell("overwrite", name, func() error { return o.FS.Overwrite(name) })
+}
+
 // Remove tells of "remove NAME".
 func (o Observed) Remove(name string) error {
 	return o.tell("remove", name, func() error { return o.FS.Remove(name) })
