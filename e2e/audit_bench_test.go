@@ -198,7 +198,7 @@ func (nowhere) Append(context.Context, audit.Event) (audit.Receipt, error) {
 // serveUnaudited serves a KMS of the key directory and the software TD in dir, as
 // dstack-kms does but for the audit log.
 func serveUnaudited(dir string) error {
-	store, err := keystore.Open(keystore.Config{Dir: filepath.Join(dir, "certs")})
+	store, err := keystore.Open(context.Background(), keystore.Config{Dir: filepath.Join(dir, "certs")})
 	if err != nil {
 		return err
 	}

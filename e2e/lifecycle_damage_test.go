@@ -260,7 +260,7 @@ func TestInterruptedBootstrap(t *testing.T) {
 		t.Run("at "+at, func(t *testing.T) {
 			t.Parallel()
 			k := newKMS(t, "", "")
-			store, err := keystore.Open(keystore.Config{Dir: k.Certs, FS: &failing{at: at}})
+			store, err := keystore.Open(t.Context(), keystore.Config{Dir: k.Certs, FS: &failing{at: at}})
 			if err != nil {
 				t.Fatal(err)
 			}

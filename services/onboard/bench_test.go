@@ -42,7 +42,7 @@ func BenchmarkBootstrap(b *testing.B) {
 	}
 	for i := 0; b.Loop(); i++ {
 		b.StopTimer()
-		store, err := keystore.Open(keystore.Config{Dir: filepath.Join(dir, strconv.Itoa(i))})
+		store, err := keystore.Open(b.Context(), keystore.Config{Dir: filepath.Join(dir, strconv.Itoa(i))})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -72,7 +72,7 @@ func checkReplica(t *testing.T, f *fixture, p *peer) {
 	if bytes.Equal(readFile(t, f.dir, "rpc.key"), readFile(t, p.dir, "rpc.key")) {
 		t.Error("rpc.key is the source's, want the replica's own")
 	}
-	stored, err := keystore.Open(keystore.Config{Dir: f.dir})
+	stored, err := keystore.Open(t.Context(), keystore.Config{Dir: f.dir})
 	if err != nil {
 		t.Fatal(err)
 	}

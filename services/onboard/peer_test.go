@@ -71,7 +71,7 @@ func newPeer(t *testing.T, td *simtd.TD) *peer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := keystore.Open(keystore.Config{Dir: p.dir})
+	store, err := keystore.Open(t.Context(), keystore.Config{Dir: p.dir})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,7 +64,7 @@ func newFixture(t *testing.T, change func(*onboard.Config, *simtd.TD)) *fixture 
 		t.Fatal(err)
 	}
 	dir := filepath.Join(t.TempDir(), "certs")
-	store, err := keystore.Open(keystore.Config{Dir: dir})
+	store, err := keystore.Open(t.Context(), keystore.Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestBootstrapHappensOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stored, err := keystore.Open(keystore.Config{Dir: f.dir})
+	stored, err := keystore.Open(t.Context(), keystore.Config{Dir: f.dir})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -163,7 +163,7 @@ func (p Program) start(ctx context.Context, cfg *config.Config) error {
 	if err := noCoreDumps(); err != nil {
 		return err
 	}
-	n, err := p.open(cfg) //nolint:contextcheck // opening waits for locks, each with a deadline of its own
+	n, err := p.open(ctx, cfg)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ root_ca.tdx = %q
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := Program{Name: "test"}.open(cfg)
+	n, err := Program{Name: "test"}.open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

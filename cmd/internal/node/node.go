@@ -47,7 +47,7 @@ type Node struct {
 
 // open makes the logger, says what is unusual about the configuration, and
 // opens attester, trust root and key directory.
-func (p Program) open(cfg *config.Config) (*Node, error) {
+func (p Program) open(ctx context.Context, cfg *config.Config) (*Node, error) {
 	if cfg.Core.AuthAPI.Type == config.AuthRegistry && p.Registry == nil {
 		return nil, errNoRegistry
 	}
@@ -75,7 +75,7 @@ func (p Program) open(cfg *config.Config) (*Node, error) {
 	if err := observe.RegisterTrustRoot(n.Metrics, [32]byte(n.TrustRootSHA256()), a.root.Equal(tdx.IntelRootCA())); err != nil {
 		return nil, err
 	}
-	n.Keys, err = keystore.Open(keystore.Config{
+	n.Keys, err = keystore.Open(ctx, keystore.Config{
 		Dir: cfg.Core.CertDir, Domain: cfg.Core.Onboard.AutoBootstrapDomain, Now: time.Now, Log: log,
 	})
 	if err != nil {

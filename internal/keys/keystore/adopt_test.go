@@ -209,7 +209,7 @@ func TestAdoption(t *testing.T) {
 				t.Fatalf("fixture has %d files, want the eight and rpc-domain", len(before))
 			}
 			core, logs := observer.New(zap.InfoLevel)
-			s, err := keystore.Open(keystore.Config{Dir: dir, Now: clock, Log: zap.New(core)})
+			s, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Now: clock, Log: zap.New(core)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -318,7 +318,7 @@ func TestDomain(t *testing.T) {
 			dir := t.TempDir()
 			peer{t, true}.write(dir, tt.inCert)
 			writeFile(t, []byte(tt.file), 0o644, dir, "rpc-domain")
-			s, err := keystore.Open(keystore.Config{Dir: dir, Domain: tt.configured, Now: clock})
+			s, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Domain: tt.configured, Now: clock})
 			if err != nil || s.Domain() != tt.want {
 				t.Fatalf("Open = %v, domain %q, want %q", err, s.Domain(), tt.want)
 			}
@@ -405,7 +405,7 @@ func TestRecordWithUnreadableEvidenceMustStillFitTheRoots(t *testing.T) {
 	other := hex.EncodeToString(newRoots(t).K256Public())
 	at := strings.Index(broken, `"k256_pubkey":"`) + len(`"k256_pubkey":"`)
 	writeFile(t, []byte(broken[:at]+other+broken[at+len(other):]), 0o644, dir, "bootstrap-info.json")
-	if _, err := keystore.Open(keystore.Config{Dir: dir, Now: clock}); err == nil || !strings.Contains(err.Error(), "is about other keys") {
+	if _, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Now: clock}); err == nil || !strings.Contains(err.Error(), "is about other keys") {
 		t.Errorf("and another public key: Open = %v, want a refusal", err)
 	}
 }

@@ -3,6 +3,7 @@ package keystore
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -28,6 +29,10 @@ type contents struct {
 	// rootCAPEM and tempCAPEM are the texts as they are on disk: clients pin
 	// them.
 	rootCAPEM, tempCAPEM []byte
+
+	// onDisk are the digests of the private files as they are on disk, sealed or
+	// not.
+	onDisk map[string][sha256.Size]byte
 }
 
 // Bundle is what a commit writes: root keys, the keys and certificates around

@@ -168,7 +168,7 @@ func kind(d *durabletest.Disk, announced bool) string {
 func (j *judge) again(t *testing.T, d *durabletest.Disk, announced bool, what string) {
 	t.Helper()
 	dry := d.Clone().FS(durabletest.Plan{})
-	if _, err := keystore.Open(keystore.Config{Dir: crashDir, FS: dry, Now: clock}); err != nil {
+	if _, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: dry, Now: clock}); err != nil {
 		t.Errorf("%s: %s: Open = %v, want nil", j.sc.name, what, err)
 		return
 	}
@@ -177,7 +177,7 @@ func (j *judge) again(t *testing.T, d *durabletest.Disk, announced bool, what st
 			continue // as after the call before it
 		}
 		second := d.Clone()
-		_, err := keystore.Open(keystore.Config{Dir: crashDir, FS: second.FS(durabletest.Plan{Step: step + 1, Fault: durabletest.CrashAfter}), Now: clock})
+		_, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: second.FS(durabletest.Plan{Step: step + 1, Fault: durabletest.CrashAfter}), Now: clock})
 		for _, o := range []durabletest.Outcome{durabletest.Lost(), durabletest.Random(uint64(step))} {
 			after := second.Crash(o)
 			key := fmt.Sprint(announced, after.Fingerprint())
@@ -227,7 +227,7 @@ func bootstrap(t *testing.T, name string, start *durabletest.Disk, b *keystore.B
 		name:  name,
 		start: start,
 		run: func(fsys durable.FS) (bool, error) {
-			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: fsys, Now: clock})
+			s, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: fsys, Now: clock})
 			if err != nil {
 				return false, err
 			}
@@ -236,7 +236,7 @@ func bootstrap(t *testing.T, name string, start *durabletest.Disk, b *keystore.B
 		},
 		check: func(d *durabletest.Disk, announced bool) error {
 			d = d.Clone()
-			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: d.FS(durabletest.Plan{}), Now: clock})
+			s, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: d.FS(durabletest.Plan{}), Now: clock})
 			switch {
 			case err != nil:
 				return fmt.Errorf("open = %w, want empty or complete", err)
@@ -355,7 +355,7 @@ func adoption(t *testing.T, count *tally) scenario {
 		name:  "adoption",
 		start: start,
 		run: func(fsys durable.FS) (bool, error) {
-			_, err := keystore.Open(keystore.Config{Dir: crashDir, FS: fsys, Now: clock})
+			_, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: fsys, Now: clock})
 			return err == nil, err
 		},
 		check: func(d *durabletest.Disk, _ bool) error {
@@ -363,7 +363,7 @@ func adoption(t *testing.T, count *tally) scenario {
 			if err := kept(d); err != nil {
 				return err
 			}
-			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: d.FS(durabletest.Plan{}), Now: clock})
+			s, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: d.FS(durabletest.Plan{}), Now: clock})
 			if err != nil {
 				return fmt.Errorf("open = %w, want complete", err)
 			}
@@ -390,7 +390,7 @@ func renewal(t *testing.T, count *tally) scenario {
 		name:  "renewal",
 		start: start,
 		run: func(fsys durable.FS) (bool, error) {
-			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: fsys, Now: clock})
+			s, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: fsys, Now: clock})
 			if err != nil {
 				return false, err
 			}
@@ -399,7 +399,7 @@ func renewal(t *testing.T, count *tally) scenario {
 		},
 		check: func(d *durabletest.Disk, _ bool) error {
 			d = d.Clone()
-			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: d.FS(durabletest.Plan{}), Now: clock})
+			s, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: d.FS(durabletest.Plan{}), Now: clock})
 			if err != nil {
 				return fmt.Errorf("open = %w, want complete", err)
 			}

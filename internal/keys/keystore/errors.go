@@ -14,6 +14,19 @@ import (
 //nolint:staticcheck // the text is part of the interface, capital included
 var ErrAlreadyBootstrapped = errors.New("Bootstrap already completed")
 
+// ErrSealed says that the private files are sealed and nothing was configured to
+// open them with.
+var ErrSealed = errors.New("the private keys are sealed: configure core.seal with one of the seals they have (kmsctl seal status tells which)")
+
+// ErrNotSealed says that the private files are plain though they are to be
+// sealed.
+var ErrNotSealed = errors.New("the private keys are not sealed, but core.seal is configured: run kmsctl seal add")
+
+// ErrNotWiped says that everything was written, but that the old private files
+// could not be overwritten or removed: they stay in the stage, and every opening
+// tries again.
+var ErrNotWiped = errors.New("the old private keys are still on the disk")
+
 // DomainFileError says that rpc-domain, which another KMS left behind, names
 // another domain than the one that is to be bootstrapped.
 type DomainFileError struct {
@@ -24,6 +37,10 @@ type DomainFileError struct {
 func (e *DomainFileError) Error() string {
 	return fmt.Sprintf("%s names another domain than %s: remove it first", e.Path, e.Domain)
 }
+
+// errChanged says that the private files are not those that were opened: another
+// process sealed them anew, or somebody replaced them.
+var errChanged = errors.New("was written by another process since it was opened; nothing was changed: try again")
 
 // errForeignRoots says that the directory on disk is no longer the one that was
 // opened.

@@ -5,9 +5,9 @@ func MarshalInfo(i *Info) ([]byte, error) { return i.marshal() }
 
 // MarkedFiles returns the names in a marker, false where it is none.
 func MarkedFiles(text []byte) ([]string, bool) {
-	lines, ok := parseMarker(text)
+	m, ok := parseMarker(text)
 	var names []string
-	for _, l := range lines {
+	for _, l := range m.lines {
 		names = append(names, l.name)
 	}
 	return names, ok

@@ -57,7 +57,7 @@ func newBundle(t testing.TB) *keystore.Bundle {
 
 func open(t testing.TB, dir string, fsys durable.FS) *keystore.Store {
 	t.Helper()
-	s, err := keystore.Open(keystore.Config{Dir: dir, FS: fsys, Now: clock})
+	s, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, FS: fsys, Now: clock})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -310,7 +310,7 @@ func TestLockIsNotWaitedForEver(t *testing.T) {
 		}
 		defer unlock()
 		begin := time.Now()
-		_, err = keystore.Open(keystore.Config{Dir: "/d", FS: fsys})
+		_, err = keystore.Open(t.Context(), keystore.Config{Dir: "/d", FS: fsys})
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != 10*time.Second {
 			t.Errorf("Open of a locked directory = %v after %v, want an error after 10s", err, time.Since(begin))
 		}
@@ -417,7 +417,7 @@ func TestOpenRefusesItsConfig(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, err := keystore.Open(tt.cfg); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := keystore.Open(t.Context(), tt.cfg); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("Open = %v, want %s", err, tt.want)
 			}
 		})

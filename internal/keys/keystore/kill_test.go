@@ -70,7 +70,7 @@ func commitChild(dir, stop string) int {
 			}
 		}
 	}
-	s, err := keystore.Open(keystore.Config{Dir: dir, FS: durabletest.Observed{FS: durable.OS{}, Before: tell("before"), After: tell("after")}})
+	s, err := keystore.Open(context.Background(), keystore.Config{Dir: dir, FS: durabletest.Observed{FS: durable.OS{}, Before: tell("before"), After: tell("after")}})
 	if err != nil {
 		return fail(err)
 	}
@@ -204,7 +204,7 @@ func TestKilled(t *testing.T) {
 }
 
 func findAfterKill(t *testing.T, dir string, l life, count *tally) {
-	s, err := keystore.Open(keystore.Config{Dir: dir})
+	s, err := keystore.Open(context.Background(), keystore.Config{Dir: dir})
 	if err != nil {
 		t.Errorf("Open after %q = %v, want empty or complete", l.steps[max(0, len(l.steps)-1):], err)
 		return

@@ -2,10 +2,12 @@ package keystore
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -18,33 +20,69 @@ import (
 // renewCABefore is how long before its end a CA certificate is made again.
 const renewCABefore = 365 * 24 * time.Hour
 
-// reload brings the store in line with the directory, whose lock the caller
-// holds. Where strict is false, the remains of a write that never was committed
-// may stay in a directory that cannot be written.
-func (s *Store) reload(strict bool) error {
+// reload brings the store in line with the directory. It returns with the
+// directory's lock held, which it lets go of while sealed files are opened: a
+// device or a person may take longer than others wait. Where strict is false,
+// the remains of a write that never was committed may stay in a directory that
+// cannot be written.
+func (s *Store) reload(ctx context.Context, strict bool) (unlock func(), err error) {
+	var o *opened
+	for range openTries {
+		unlock, err := s.lock(ctx)
+		if err != nil {
+			return nil, err
+		}
+		private, err := s.load(ctx, o, strict)
+		if err == nil && private == nil {
+			return unlock, nil
+		}
+		unlock()
+		if err != nil {
+			return nil, err
+		}
+		if o, err = s.unseal(ctx, private); err != nil {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("opening sealed key directory %s: other processes keep writing it", s.dir)
+}
+
+// load recovers, reads and parses the directory under its lock. Private files
+// that are sealed and are not those in o it returns, to be opened.
+func (s *Store) load(ctx context.Context, o *opened, strict bool) (sealed fileSet, err error) {
 	rolled, err := s.recoverStage()
 	if err != nil && (strict || !s.ignorable()) {
-		return err
+		return nil, err
 	}
 	if err != nil {
 		s.log.Warn("the remains of an interrupted write stay", zap.String("dir", s.dir), zap.NamedError("err", err))
 	}
-	raw, err := s.readAll()
-	if err != nil {
-		return err
-	}
-	if len(raw) == 0 {
-		return nil
-	}
-	c, err := s.loadContents(raw)
-	if err != nil {
-		return err
-	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.contents = c
 	s.rolledForward = s.rolledForward || rolled
-	return nil
+	s.mu.Unlock()
+	raw, err := s.readAll()
+	if err != nil || len(raw) == 0 {
+		return nil, err
+	}
+	if err := s.checkRootsThere(raw); err != nil {
+		return nil, err
+	}
+	private := raw.private()
+	isSealed, err := s.checkSealing(private)
+	switch {
+	case err != nil:
+		return nil, err
+	case isSealed && !o.of(private):
+		return private, nil
+	case isSealed:
+		maps.Copy(raw, o.plain)
+	}
+	c, err := s.loadContents(ctx, raw, private)
+	if err != nil {
+		return nil, err
+	}
+	s.set(c)
+	return nil, nil
 }
 
 // ignorable reports whether the stage can be read and has no valid marker: then
@@ -89,9 +127,10 @@ func (s *Store) readAll() (fileSet, error) {
 }
 
 // loadContents parses the files, makes again what is missing or damaged and
-// writes that in one commit.
-func (s *Store) loadContents(raw fileSet) (*contents, error) {
+// writes that in one commit. private are the private files as they are on disk.
+func (s *Store) loadContents(ctx context.Context, raw, private fileSet) (*contents, error) {
 	l := &loader{s: s, raw: raw, now: s.now(), renew: true}
+	l.c.onDisk = private.digests()
 	if err := l.load(); err != nil {
 		return nil, err
 	}
@@ -99,7 +138,7 @@ func (s *Store) loadContents(raw fileSet) (*contents, error) {
 	if len(l.made) == 0 {
 		return &l.c, nil
 	}
-	err := s.repair(l)
+	err := s.repair(ctx, l)
 	if err == nil {
 		return &l.c, nil
 	}
@@ -107,32 +146,65 @@ func (s *Store) loadContents(raw fileSet) (*contents, error) {
 		return nil, err
 	}
 	s.log.Warn("a CA certificate that is about to expire stays", zap.NamedError("err", err))
-	l = &loader{s: s, raw: raw, now: l.now}
+	l = &loader{s: s, raw: raw, now: l.now, c: contents{onDisk: l.c.onDisk}}
 	return &l.c, l.load()
 }
 
-func (s *Store) repair(l *loader) error {
+func (s *Store) repair(ctx context.Context, l *loader) error {
 	all, err := l.c.files()
 	if err != nil {
 		return err
 	}
-	files := fileSet{}
-	for _, name := range l.made {
-		files[name] = all[name]
+	if s.sealer != nil && slices.ContainsFunc(l.made, isPrivate) {
+		return s.repairSealed(ctx, l, all)
 	}
-	if err := s.stage(files); err != nil {
-		// Nothing is in place yet; a marker that may be there stays valid.
-		if s.ignorable() {
-			s.tidy()
-		}
+	files := all.only(l.made)
+	if err := s.stage(files, marshalMarker(files)); err != nil {
+		s.unstage()
 		return err
 	}
 	if _, err := s.publish(files.names()); err != nil {
 		return err
 	}
 	s.tidy()
-	s.log.Warn("made files of the key directory again", zap.String("dir", s.dir), zap.Strings("files", files.names()))
+	maps.Copy(l.c.onDisk, files.private().digests())
+	s.tellRepaired(files)
 	return nil
+}
+
+// repairSealed writes what was made again with all private files sealed anew:
+// they are of one sealing, always.
+func (s *Store) repairSealed(ctx context.Context, l *loader, all fileSet) error {
+	files, err := s.seal(ctx, s.sealer, all.only(append(privateFiles(), l.made...)))
+	if err != nil {
+		return err
+	}
+	m := resealing(l.c.onDisk, files)
+	if err := s.stage(files, m.marshal()); err != nil {
+		s.unstage()
+		return err
+	}
+	if _, err := s.swap(m.moves()); err != nil {
+		return err
+	}
+	if err := s.tidyResealed(m); err != nil {
+		s.tellNotWiped(err)
+	}
+	l.c.onDisk = files.private().digests()
+	s.tellRepaired(files.only(l.made))
+	return nil
+}
+
+// unstage removes a stage that could not be written. Nothing is in place yet; a
+// marker that may be there stays valid.
+func (s *Store) unstage() {
+	if s.ignorable() {
+		s.tidy()
+	}
+}
+
+func (s *Store) tellRepaired(files fileSet) {
+	s.log.Warn("made files of the key directory again", zap.String("dir", s.dir), zap.Strings("files", files.names()))
 }
 
 // closeModes takes other users' access to key files away.
@@ -178,17 +250,22 @@ func (l *loader) load() error {
 	return nil
 }
 
-func (l *loader) loadRoots() error {
+// checkRootsThere refuses files without their root keys.
+func (s *Store) checkRootsThere(raw fileSet) error {
 	var missing []string
 	for _, name := range []string{rootCAKey, rootK256} {
-		if _, ok := l.raw[name]; !ok {
-			missing = append(missing, l.s.path(name))
+		if _, ok := raw[name]; !ok {
+			missing = append(missing, s.path(name))
 		}
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("key directory is incomplete: %s missing while %s is there; root keys are never made again: restore from a backup, or empty the directory if it never was in use",
-			strings.Join(missing, " and "), strings.Join(l.raw.names(), ", "))
+			strings.Join(missing, " and "), strings.Join(raw.names(), ", "))
 	}
+	return nil
+}
+
+func (l *loader) loadRoots() error {
 	roots, err := keys.ParseRoots(l.raw[rootCAKey], l.raw[rootK256])
 	if err != nil {
 		return fmt.Errorf("key directory %s: %w: restore the file from a backup", l.s.dir, err)
@@ -236,6 +313,9 @@ func (l *loader) loadRootCA() error {
 
 func (l *loader) loadTempCA() error {
 	key, err := keys.ParseKey(l.raw[tempCAKey])
+	if err := l.mayMake(tempCAKey, err); err != nil {
+		return err
+	}
 	if err != nil {
 		l.tell(tempCAKey, err)
 		l.made = append(l.made, tempCAKey, tempCACert)
@@ -279,6 +359,9 @@ func (l *loader) loadRPC() error {
 		return err
 	}
 	key, err := keys.ParseKey(l.raw[rpcKey])
+	if err := l.mayMake(rpcKey, err); err != nil {
+		return err
+	}
 	if err != nil {
 		l.tell(rpcKey, err)
 		l.made = append(l.made, rpcKey, rpcCert)
@@ -332,6 +415,15 @@ func certificateName(cert *x509.Certificate) string {
 		return cert.IPAddresses[0].String()
 	}
 	return cert.Subject.CommonName
+}
+
+// mayMake refuses to make a key again in the place of a sealed file: what is
+// whole and holds no key was never written by us.
+func (l *loader) mayMake(name string, err error) error {
+	if _, there := l.raw[name]; err == nil || !there || l.s.sealer == nil {
+		return nil
+	}
+	return fmt.Errorf("sealed file %s: %w: restore it from a backup, or remove it to have it made again", l.s.path(name), err)
 }
 
 func (l *loader) tell(name string, err error) {

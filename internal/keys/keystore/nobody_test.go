@@ -25,7 +25,7 @@ func nobodyChild(dir string) int {
 			return fail(err)
 		}
 	}
-	s, err := keystore.Open(keystore.Config{Dir: dir})
+	s, err := keystore.Open(context.Background(), keystore.Config{Dir: dir})
 	if err != nil {
 		fmt.Println("open:", err)
 		return 0

@@ -2,6 +2,9 @@ package keystore
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -14,6 +17,7 @@ import (
 
 	"teekms/internal/durable"
 	"teekms/internal/keys"
+	"teekms/internal/keys/seal"
 )
 
 var errEmpty = errors.New("key directory is empty")
@@ -66,21 +70,14 @@ func (s *Store) replaceRPC(ctx context.Context, c *contents) error {
 	if _, err := s.recoverStage(); err != nil {
 		return err
 	}
-	files, err := c.files()
-	if err != nil {
+	if err := s.checkSameKeys(c); err != nil {
 		return err
-	}
-	// Another process may have emptied and filled the directory meanwhile.
-	for _, name := range []string{rootCAKey, rpcKey} {
-		if err := s.checkSameKey(name, files[name]); err != nil {
-			return err
-		}
 	}
 	if err := s.fs.Mkdir(filepath.Join(s.dir, stageDir), stageMode); err != nil {
 		return s.writeError(rpcCert, err)
 	}
 	// One file needs no marker: the rename decides.
-	err = durable.Replace(s.fs, s.staged(rpcCert), s.path(rpcCert), files[rpcCert], modeOf(rpcCert))
+	err = durable.Replace(s.fs, s.staged(rpcCert), s.path(rpcCert), keys.CertificatePEM(c.rpc.Raw), modeOf(rpcCert))
 	s.tidy()
 	if err != nil {
 		return s.writeError(rpcCert, err)
@@ -88,12 +85,32 @@ func (s *Store) replaceRPC(ctx context.Context, c *contents) error {
 	return nil
 }
 
-// checkSameKey compares a P-256 key on disk with the one in memory, in PEM.
-func (s *Store) checkSameKey(name string, want []byte) error {
-	text, err := s.fs.ReadFile(s.path(name), limitOf(name))
+// checkSameKeys compares the keys on disk with those in memory: another process
+// may have emptied and filled the directory meanwhile.
+func (s *Store) checkSameKeys(c *contents) error {
+	files, err := c.files()
 	if err != nil {
-		return pathError("reading", s.path(name), err)
+		return err
 	}
+	for _, name := range []string{rootCAKey, rpcKey} {
+		text, err := s.fs.ReadFile(s.path(name), limitOf(name))
+		if err != nil {
+			return pathError("reading", s.path(name), err)
+		}
+		if seal.Sealed(text) {
+			err = s.checkSameSealed(c, name, text)
+		} else {
+			err = s.checkSameKey(name, text, files[name])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkSameKey compares a P-256 key on disk with the one in memory, in PEM.
+func (s *Store) checkSameKey(name string, text, want []byte) error {
 	key, err := keys.ParseKey(text)
 	if err != nil {
 		return pathError("reading", s.path(name), err)
@@ -106,6 +123,35 @@ func (s *Store) checkSameKey(name string, want []byte) error {
 		return fmt.Errorf("key directory %s: %w", s.dir, errForeignRoots)
 	}
 	return nil
+}
+
+// checkSameSealed compares without opening: a renewal asks no device and no
+// person. A file that was sealed anew is judged by its certificate.
+func (s *Store) checkSameSealed(c *contents, name string, sealed []byte) error {
+	if sha256.Sum256(sealed) == c.onDisk[name] {
+		return nil
+	}
+	certificate, want := rpcCert, c.rpcKey.Public()
+	if name == rootCAKey {
+		certificate, want = rootCACert, c.rootCA.PublicKey
+	}
+	text, err := s.fs.ReadFile(s.path(certificate), limitOf(certificate))
+	if err != nil {
+		return pathError("reading", s.path(certificate), err)
+	}
+	cert, err := keys.ParseCertificate(text)
+	if err != nil {
+		return pathError("reading", s.path(certificate), err)
+	}
+	if !sameKey(want, cert.PublicKey) {
+		return fmt.Errorf("key directory %s: %w", s.dir, errForeignRoots)
+	}
+	return nil
+}
+
+func sameKey(a, b crypto.PublicKey) bool {
+	key, ok := a.(*ecdsa.PublicKey)
+	return ok && key.Equal(b)
 }
 
 func (c *contents) issueRPC(now time.Time, extensions ...pkix.Extension) (*x509.Certificate, error) {

@@ -24,7 +24,7 @@ import (
 func TestRenewRPC(t *testing.T) {
 	dir, b := filled(t)
 	before := snapshot(t, dir)
-	s, err := keystore.Open(keystore.Config{Dir: dir, Domain: "192.0.2.1", Now: func() time.Time { return clock().Add(60 * 24 * time.Hour) }})
+	s, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Domain: "192.0.2.1", Now: func() time.Time { return clock().Add(60 * 24 * time.Hour) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestRenewRPCInMemoryOnly(t *testing.T) {
 			open(t, crashDir, dry)
 			core, logs := observer.New(zap.WarnLevel)
 			fsys := disk.FS(durabletest.Plan{Step: len(dry.Trace()) + 1, Fault: durabletest.FailOn, Err: errno})
-			s, err := keystore.Open(keystore.Config{Dir: crashDir, FS: fsys, Now: clock, Log: zap.New(core)})
+			s, err := keystore.Open(t.Context(), keystore.Config{Dir: crashDir, FS: fsys, Now: clock, Log: zap.New(core)})
 			if err != nil {
 				t.Fatal(err)
 			}

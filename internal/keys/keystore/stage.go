@@ -1,9 +1,7 @@
 package keystore
 
 import (
-	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,19 +14,6 @@ import (
 	"teekms/internal/durable"
 )
 
-// The marker of a stage, one file a line in publishing order, then the digest of
-// all lines before it, so that a torn marker is none:
-//
-//	teekms stage 1
-//	sha256-hex name
-//	...
-//	end sha256-hex
-const (
-	markerHead = "teekms stage 1"
-	markerEnd  = "end "
-	maxMarker  = 4 << 10
-)
-
 // fileSet maps the names of files to their contents.
 type fileSet map[string][]byte
 
@@ -37,17 +22,23 @@ func (f fileSet) names() []string {
 	return slices.DeleteFunc(publishOrder(), func(n string) bool { _, ok := f[n]; return !ok })
 }
 
-type markerLine struct {
-	name   string
-	digest [sha256.Size]byte
+// only returns the files of these names, those that are there.
+func (f fileSet) only(names []string) fileSet {
+	some := fileSet{}
+	for _, name := range names {
+		if data, ok := f[name]; ok {
+			some[name] = data
+		}
+	}
+	return some
 }
 
 func (s *Store) staged(name string) string { return filepath.Join(s.dir, stageDir, name) }
 
-// stage writes the files and then the marker into the stage, each step durable
+// stage writes the files and then their marker into the stage, each step durable
 // before the next. When it returns nil the files are committed: opening the
 // directory brings them in place. The failed file's name comes with the error.
-func (s *Store) stage(files fileSet) error {
+func (s *Store) stage(files fileSet, marker []byte) error {
 	names := files.names()
 	// The root CA key goes first, so that a directory that cannot be written is
 	// reported with its path.
@@ -67,7 +58,7 @@ func (s *Store) stage(files fileSet) error {
 	if err := s.fs.SyncDir(s.dir); err != nil {
 		return s.writeError(names[0], err)
 	}
-	if err := durable.WriteNew(s.fs, s.staged(markerFile), marshalMarker(files), secretMode); err != nil {
+	if err := durable.WriteNew(s.fs, s.staged(markerFile), marker, secretMode); err != nil {
 		return s.writeError(names[0], err)
 	}
 	if err := s.syncStage(); err != nil {
@@ -109,6 +100,12 @@ func (s *Store) discard() error {
 	}
 	if err != nil {
 		return pathError("reading", stage, err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), oldSuffix) {
+			// It may be the only copy of a root key.
+			return fmt.Errorf("%s is left of a resealing whose marker is damaged: put it back in its place in %s, or remove it if the file there is whole", s.staged(e.Name()), s.dir)
+		}
 	}
 	if err := s.fs.Remove(s.staged(markerFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return pathError("removing", s.staged(markerFile), err)
@@ -154,12 +151,15 @@ func (s *Store) recoverStage() (rolledForward bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, pathError("reading", s.staged(markerFile), err)
 	}
-	lines, ok := parseMarker(text)
-	if !ok {
+	m, ok := parseMarker(text)
+	switch {
+	case !ok:
 		return false, s.discard()
+	case m.resealing:
+		return false, s.finishReseal(m)
 	}
 	var names []string
-	for _, l := range lines {
+	for _, l := range m.lines {
 		staged, err := s.checkStaged(l)
 		if err != nil {
 			return false, err
@@ -171,7 +171,7 @@ func (s *Store) recoverStage() (rolledForward bool, err error) {
 	if _, err := s.publish(names); err != nil {
 		return false, err
 	}
-	fresh := slices.ContainsFunc(lines, func(l markerLine) bool { return isRootKey(l.name) })
+	fresh := slices.ContainsFunc(m.lines, func(l markerLine) bool { return isRootKey(l.name) })
 	s.log.Info("completed an interrupted write of the key directory",
 		zap.String("dir", s.dir), zap.Strings("files", names), zap.Bool("root_keys", fresh))
 	s.tidy()
@@ -231,40 +231,3 @@ func (s *Store) tidy() {
 }
 
 func (s *Store) syncStage() error { return s.fs.SyncDir(filepath.Join(s.dir, stageDir)) }
-
-func marshalMarker(files fileSet) []byte {
-	var b bytes.Buffer
-	fmt.Fprintln(&b, markerHead)
-	for _, name := range files.names() {
-		fmt.Fprintf(&b, "%x %s\n", sha256.Sum256(files[name]), name)
-	}
-	fmt.Fprintf(&b, "%s%x\n", markerEnd, sha256.Sum256(b.Bytes()))
-	return b.Bytes()
-}
-
-// parseMarker reports false for everything that marshalMarker does not write.
-func parseMarker(text []byte) ([]markerLine, bool) {
-	body, end, ok := strings.Cut(string(text), "\n"+markerEnd)
-	if !ok {
-		return nil, false
-	}
-	body += "\n"
-	if end != fmt.Sprintf("%x\n", sha256.Sum256([]byte(body))) {
-		return nil, false
-	}
-	rows := strings.Split(strings.TrimSuffix(body, "\n"), "\n")
-	if rows[0] != markerHead || len(rows) < 2 {
-		return nil, false
-	}
-	lines := make([]markerLine, 0, len(rows)-1)
-	for _, row := range rows[1:] {
-		digest, name, _ := strings.Cut(row, " ")
-		l := markerLine{name: name}
-		n, err := hex.Decode(l.digest[:], []byte(digest[:min(len(digest), hex.EncodedLen(sha256.Size))]))
-		if err != nil || n != sha256.Size || len(digest) != hex.EncodedLen(n) || !isOurs(name) {
-			return nil, false
-		}
-		lines = append(lines, l)
-	}
-	return lines, true
-}

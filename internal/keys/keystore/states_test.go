@@ -126,7 +126,7 @@ func TestDamageIsRepaired(t *testing.T) {
 			before := snapshot(t, dir)
 			tt.damage(t, dir)
 			core, logs := observer.New(zap.WarnLevel)
-			s, err := keystore.Open(keystore.Config{Dir: dir, Domain: "new.example.com", Now: clock, Log: zap.New(core)})
+			s, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Domain: "new.example.com", Now: clock, Log: zap.New(core)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -230,7 +230,7 @@ func TestUnusableDirectoriesAreRefused(t *testing.T) {
 			dir, _ := filled(t)
 			tt.damage(t, dir)
 			before := list(t, dir)
-			_, err := keystore.Open(keystore.Config{Dir: dir, Now: clock})
+			_, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Now: clock})
 			for _, want := range tt.want {
 				if want = strings.ReplaceAll(want, "DIR", dir); err == nil || !strings.Contains(err.Error(), want) {
 					t.Errorf("Open = %v, want %q", err, want)
@@ -254,7 +254,7 @@ func TestReadErrorIsNoDamage(t *testing.T) {
 			continue
 		}
 		d := start.Clone()
-		_, err := keystore.Open(keystore.Config{Dir: crashDir, Now: clock, FS: d.FS(durabletest.Plan{Step: i + 1, Fault: durabletest.FailBefore, Err: syscall.EIO})})
+		_, err := keystore.Open(t.Context(), keystore.Config{Dir: crashDir, Now: clock, FS: d.FS(durabletest.Plan{Step: i + 1, Fault: durabletest.FailBefore, Err: syscall.EIO})})
 		if err == nil || !strings.Contains(err.Error(), "input/output error") || !strings.Contains(err.Error(), crashDir) {
 			t.Errorf("%s fails: Open = %v, want input/output error with the path", call, err)
 		}
@@ -280,7 +280,7 @@ func TestMissingRecordIsNoDamage(t *testing.T) {
 			}
 			before := snapshot(t, dir)
 			core, logs := observer.New(zap.WarnLevel)
-			s, err := keystore.Open(keystore.Config{Dir: dir, Now: clock, Log: zap.New(core)})
+			s, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Now: clock, Log: zap.New(core)})
 			if err != nil || s.Info() != nil || !s.Roots().Equal(b.Roots()) {
 				t.Fatalf("Open = %v, want complete without a record", err)
 			}
@@ -302,7 +302,7 @@ func TestKeyModesAreClosed(t *testing.T) {
 		}
 	}
 	core, logs := observer.New(zap.WarnLevel)
-	if _, err := keystore.Open(keystore.Config{Dir: dir, Now: clock, Log: zap.New(core)}); err != nil {
+	if _, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Now: clock, Log: zap.New(core)}); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]fs.FileMode{"root-ca.key": 0o600, "rpc.key": 0o600, "root-k256.key": 0o400, "rpc.crt": 0o600} {
@@ -319,7 +319,7 @@ func TestModesThatCannotBeClosedAreTold(t *testing.T) {
 	disk, b := filledDisk(t, crashDir)
 	disk.Put(crashDir+"/root-ca.key", b.Roots().CAPEM().Bytes(), 0o644)
 	core, logs := observer.New(zap.WarnLevel)
-	_, err := keystore.Open(keystore.Config{Dir: crashDir, Now: clock, Log: zap.New(core), FS: readOnly{disk.FS(durabletest.Plan{})}})
+	_, err := keystore.Open(t.Context(), keystore.Config{Dir: crashDir, Now: clock, Log: zap.New(core), FS: readOnly{disk.FS(durabletest.Plan{})}})
 	if err != nil || logs.FilterMessage("a key file is open to other users and stays so").Len() != 1 {
 		t.Errorf("Open = %v, log = %v, want it served and told", err, logs.All())
 	}
@@ -328,7 +328,7 @@ func TestModesThatCannotBeClosedAreTold(t *testing.T) {
 func TestReadOnlyDamageIsRefused(t *testing.T) {
 	disk, _ := filledDisk(t, crashDir)
 	disk.Delete(crashDir + "/tmp-ca.key")
-	_, err := keystore.Open(keystore.Config{Dir: crashDir, Now: clock, FS: readOnly{disk.FS(durabletest.Plan{})}})
+	_, err := keystore.Open(t.Context(), keystore.Config{Dir: crashDir, Now: clock, FS: readOnly{disk.FS(durabletest.Plan{})}})
 	if err == nil || err.Error() != "writing /etc/kms/certs/tmp-ca.key: read-only file system" {
 		t.Errorf("Open = %v, want the file that cannot be made again", err)
 	}
@@ -343,7 +343,7 @@ func TestExpiringCAIsMadeAgain(t *testing.T) {
 	}
 	openAt := func(now time.Time) {
 		t.Helper()
-		if _, err := keystore.Open(keystore.Config{Dir: dir, Now: func() time.Time { return now }}); err != nil {
+		if _, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Now: func() time.Time { return now }}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -370,7 +370,7 @@ func TestExpiringCAStaysWhereNothingCanBeWritten(t *testing.T) {
 	disk, b := filledDisk(t, crashDir)
 	late := func() time.Time { return clock().Add(9*365*24*time.Hour + 24*time.Hour) }
 	core, logs := observer.New(zap.WarnLevel)
-	s, err := keystore.Open(keystore.Config{Dir: crashDir, Now: late, Log: zap.New(core), FS: readOnly{disk.FS(durabletest.Plan{})}})
+	s, err := keystore.Open(t.Context(), keystore.Config{Dir: crashDir, Now: late, Log: zap.New(core), FS: readOnly{disk.FS(durabletest.Plan{})}})
 	if err != nil || !s.Roots().Equal(b.Roots()) || string(s.RootCAPEM()) != disk.Files(crashDir)["root-ca.crt"] {
 		t.Errorf("Open = %v, want the certificate on disk", err)
 	}
@@ -384,7 +384,7 @@ func TestUnmarkedStageInAReadOnlyDirectoryIsPassedOver(t *testing.T) {
 	if err := disk.FS(durabletest.Plan{}).Mkdir(crashDir+"/.stage", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s, err := keystore.Open(keystore.Config{Dir: crashDir, Now: clock, FS: readOnly{disk.FS(durabletest.Plan{})}})
+	s, err := keystore.Open(t.Context(), keystore.Config{Dir: crashDir, Now: clock, FS: readOnly{disk.FS(durabletest.Plan{})}})
 	if err != nil || !s.Roots().Equal(b.Roots()) {
 		t.Errorf("Open = %v, want complete", err)
 	}
@@ -425,7 +425,7 @@ func TestDamagedStageIsRefused(t *testing.T) {
 			d := disk.Clone()
 			tt.damage(d)
 			before := d.Fingerprint()
-			if _, err := keystore.Open(keystore.Config{Dir: crashDir, Now: clock, FS: d.FS(durabletest.Plan{})}); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := keystore.Open(t.Context(), keystore.Config{Dir: crashDir, Now: clock, FS: d.FS(durabletest.Plan{})}); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("Open = %v, want %s", err, tt.want)
 			}
 			if d.Fingerprint() != before {

@@ -31,6 +31,9 @@ type Config struct {
 	// (core.onboard.auto_bootstrap_domain). Optional: without it the directory
 	// says it.
 	Domain string
+	// Sealer seals the private files and opens them. Optional: without it they
+	// are plain.
+	Sealer Sealer
 	// FS is the file system. Default durable.OS.
 	FS durable.FS
 	// Now is the clock. Default time.Now.
@@ -48,8 +51,11 @@ type Store struct {
 	now    func() time.Time
 	log    *zap.Logger
 
-	// writing serializes commits and renewals of this process.
+	// writing serializes commits, resealing and renewals of this process.
 	writing sync.Mutex
+	// sealer is nil where the private files are plain. It changes only while
+	// writing is held.
+	sealer Sealer
 
 	// mu guards the fields below.
 	mu            sync.RWMutex
@@ -62,7 +68,12 @@ type Store struct {
 // never makes a root key: a directory with one root key missing or damaged is
 // refused with the file's name and what to do. Errors are [*PermissionError]
 // where access was denied.
-func Open(cfg Config) (*Store, error) {
+//
+// Private files that are sealed are opened with the Sealer while the lock is not
+// held; where one of them cannot be opened, nothing is made anew. It is
+// [ErrSealed] or [ErrNotSealed] where they are not as the Sealer says. ctx
+// bounds the waiting for the lock, ten seconds at most, and for the Sealer.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("key directory: must not be empty")
 	}
@@ -71,7 +82,7 @@ func Open(cfg Config) (*Store, error) {
 			return nil, fmt.Errorf("core.onboard.auto_bootstrap_domain: %w", err)
 		}
 	}
-	s := &Store{dir: filepath.Clean(cfg.Dir), domain: cfg.Domain, fs: cfg.FS, now: cfg.Now, log: cfg.Log}
+	s := &Store{dir: filepath.Clean(cfg.Dir), domain: cfg.Domain, fs: cfg.FS, now: cfg.Now, log: cfg.Log, sealer: cfg.Sealer}
 	if s.fs == nil {
 		s.fs = durable.OS{}
 	}
@@ -86,14 +97,11 @@ func Open(cfg Config) (*Store, error) {
 	} else if err != nil {
 		return nil, pathError("opening key directory", s.dir, err)
 	}
-	unlock, err := s.lock(context.Background())
+	unlock, err := s.reload(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
-	if err := s.reload(false); err != nil {
-		return nil, err
-	}
+	unlock()
 	return s, nil
 }
 
@@ -117,8 +125,10 @@ func (s *Store) RolledForward() bool {
 
 // Commit fills the empty directory: all of the bundle, durably, or nothing. It
 // returns [ErrAlreadyBootstrapped] if the directory has keys by now, another
-// process's too; the store then has those. ctx bounds the wait for the
-// directory's lock, ten seconds at most; once begun the commit runs to its end.
+// process's too; the store then has those. With a Sealer the private files are
+// sealed before anything is written. ctx bounds the wait for the Sealer and for
+// the directory's lock, ten seconds at most; once begun the commit runs to its
+// end.
 //
 // After any other error the directory is as it was, except where undoing failed
 // too, which the error says: then the next Commit or Open finds out what is on
@@ -133,6 +143,9 @@ func (s *Store) Commit(ctx context.Context, b *Bundle) error {
 	if err != nil {
 		return err
 	}
+	if files, err = s.seal(ctx, s.sealer, files); err != nil {
+		return err
+	}
 	made, err := durable.MkdirAll(s.fs, s.dir, dirMode)
 	if err != nil {
 		err = s.writeError(rootCAKey, err)
@@ -141,7 +154,9 @@ func (s *Store) Commit(ctx context.Context, b *Bundle) error {
 	}
 	switch {
 	case err == nil:
-		s.set(&b.contents)
+		c := b.contents
+		c.onDisk = files.private().digests()
+		s.set(&c)
 	case !errors.Is(err, ErrAlreadyBootstrapped):
 		s.removeDirs(made)
 	}
@@ -150,14 +165,11 @@ func (s *Store) Commit(ctx context.Context, b *Bundle) error {
 
 // commit writes the files under the directory's lock, unless it has some.
 func (s *Store) commit(ctx context.Context, files fileSet, domain string) error {
-	unlock, err := s.lock(ctx)
+	unlock, err := s.reload(ctx, true)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if err := s.reload(true); err != nil {
-		return err
-	}
 	if s.Complete() {
 		return ErrAlreadyBootstrapped
 	}
@@ -182,7 +194,7 @@ func (s *Store) checkDomainFile(domain string) error {
 
 // write stages and publishes a bundle, and undoes it on an error.
 func (s *Store) write(files fileSet) error {
-	err := s.stage(files)
+	err := s.stage(files, marshalMarker(files))
 	var moved []string
 	if err == nil {
 		moved, err = s.publish(files.names())
