@@ -63,8 +63,8 @@ func Check(ctx context.Context, s *subject.Subject, cfg Config) (*Report, error)
 		Source: string(s.Kind), Location: s.Location,
 		VerifiedAt:      cfg.At.UTC(),
 		TrustRootSHA256: hex.EncodeToString(root[:]), TrustRootIsIntel: root == sha256.Sum256(tdx.IntelRootCA().Raw),
-		Collateral: cfg.CollateralFrom,
-		Notes:      append(notes(s, root), anyTrustDomain(cfg.Expect)...),
+		Collateral: cfg.CollateralFrom, PrivateKeys: s.PrivateKeys,
+		Notes: append(notes(s, root), anyTrustDomain(cfg.Expect)...),
 	}
 	c := &checker{ctx: ctx, cfg: cfg, s: s, r: r, verifier: verifier, source: source}
 	c.record()

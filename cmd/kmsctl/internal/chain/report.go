@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"teekms/cmd/kmsctl/internal/privatefile"
 	"teekms/cmd/kmsctl/internal/status"
 	"teekms/internal/attest"
 )
@@ -40,6 +41,9 @@ type Report struct {
 	TrustRootIsIntel bool `json:"trust_root_is_intel"`
 	// Collateral says where collateral was to be had from.
 	Collateral string `json:"collateral"`
+	// PrivateKeys is what the private files of a key directory say of themselves;
+	// nil for other sources.
+	PrivateKeys *privatefile.Report `json:"private_keys"`
 	// Links are all links in the order in which they are shown.
 	Links []Link `json:"links"`
 	// Claims are what the Evidence proves, nil where it does not verify.

@@ -28,8 +28,14 @@ func (r *Report) WriteLinks(p *terminal.Printer) {
 // WriteText writes the whole report for people.
 func (r *Report) WriteText(p *terminal.Printer) {
 	p.Line("Verifying %s as of %s", r.Location, r.VerifiedAt.Format(time.RFC3339))
-	p.Line("Trust root  %s", r.rootText())
-	p.Line("Collateral  %s", r.Collateral)
+	if r.PrivateKeys == nil {
+		p.Line("Trust root  %s", r.rootText())
+		p.Line("Collateral  %s", r.Collateral)
+	} else {
+		p.Line("Trust root    %s", r.rootText())
+		p.Line("Collateral    %s", r.Collateral)
+		p.Line("Private keys  %s", r.PrivateKeys)
+	}
 	p.Line("")
 	r.WriteLinks(p)
 	p.Line("")

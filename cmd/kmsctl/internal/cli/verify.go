@@ -35,7 +35,9 @@ func newVerify(env Environment) *cobra.Command {
 		Long: `Check every link between the public keys of a KMS and a trust root: the quote
 over the keys, its signature and certificates, collateral, revocation and TCB
 status, the event log, and that the certificates in use are of these keys. Each
-link is shown with ✓ or ✗ and why; – marks what was not checked.
+link is shown with ✓ or ✗ and why; – marks what was not checked. Of a key
+directory it is also told what the private keys are sealed to, as their files
+say; nothing is opened for that, and it changes no result.
 
 Without --trust-root the root is Intel's, and collateral is fetched from Intel's
 Provisioning Certification Service. Another root, such as that of a software
@@ -57,7 +59,7 @@ believed.`,
 func (f *verifyFlags) register(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVar(&f.dir, "dir", "", "key `directory` to verify; only its public files are read")
+	fs.StringVar(&f.dir, "dir", "", "key `directory` to verify; its public files, and of its private ones whether they are sealed")
 	fs.StringVar(&f.url, "url", "", "`URL` of a running KMS to verify")
 	fs.StringVar(&f.serverName, "server-name", "", "with --url: `name` or address that the KMS's certificate must have")
 	fs.StringVar(&f.info, "info", "", "`file` with a bootstrap record to verify (bootstrap-info.json, or the answer of Bootstrap)")

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"teekms/cmd/kmsctl/internal/privatefile"
 	"teekms/cmd/kmsctl/internal/record"
 	"teekms/cmd/kmsctl/internal/status"
 )
@@ -52,6 +53,9 @@ type Subject struct {
 	// verifies Evidence, and Insecure the settings that it says weaken it.
 	TrustRoot []byte
 	Insecure  []string
+	// PrivateKeys is what the private files of a directory say of themselves,
+	// which nothing here vouches for.
+	PrivateKeys *privatefile.Report
 	// Plaintext says that the KMS was asked without TLS.
 	Plaintext bool
 }
@@ -68,8 +72,8 @@ type Certificate struct {
 	Err error
 }
 
-// The files of a key directory that hold nothing secret. The others are not
-// opened.
+// The files of a key directory that hold nothing secret. Of the others it is only
+// looked at whether they are sealed.
 const (
 	fileRecord = "bootstrap-info.json"
 	fileCA     = "root-ca.crt"
@@ -92,7 +96,7 @@ func FromDir(dir string) (*Subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.Kind, s.Location = Dir, dir
+	s.Kind, s.Location, s.PrivateKeys = Dir, dir, privatefile.Look(dir)
 	if s.CA, err = readCertificate(filepath.Join(dir, fileCA)); err != nil {
 		return nil, err
 	}

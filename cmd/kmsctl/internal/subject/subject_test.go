@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"teekms/cmd/kmsctl/internal/kmstest"
+	"teekms/cmd/kmsctl/internal/privatefile"
 	"teekms/cmd/kmsctl/internal/record"
 	"teekms/cmd/kmsctl/internal/status"
 	"teekms/cmd/kmsctl/internal/subject"
@@ -23,7 +24,7 @@ import (
 	"teekms/internal/keys"
 )
 
-func TestFromDirOpensNothingSecret(t *testing.T) {
+func TestFromDirNeedsNothingSecret(t *testing.T) {
 	k := kmstest.New(t, simtd.Config{})
 	// Whoever opens one of these fails.
 	for _, name := range []string{"root-ca.key", "tmp-ca.key", "rpc.key", "root-k256.key"} {
@@ -37,6 +38,9 @@ func TestFromDirOpensNothingSecret(t *testing.T) {
 	}
 	if s.Record == nil || s.CA.Certificate == nil || s.Leaf.Certificate == nil || s.Live {
 		t.Errorf("FromDir() = %+v, want record and both certificates", s)
+	}
+	if s.PrivateKeys.State != privatefile.NotReadable {
+		t.Errorf("FromDir() says that the private keys are %s, want %s", s.PrivateKeys.State, privatefile.NotReadable)
 	}
 }
 
