@@ -67,7 +67,7 @@ func waitReady(b *testing.B, p *process, client *http.Client, url string) {
 }
 
 // residentMiB reads VmRSS.
-func residentMiB(b *testing.B, pid int) float64 {
+func residentMiB(b testing.TB, pid int) float64 {
 	b.Helper()
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	if err != nil {
