@@ -1,0 +1,236 @@
+package sealdir_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"teekms/cmd/kmsctl/internal/sealdir"
+	"teekms/internal/keys/keystore"
+	"teekms/internal/keys/seal"
+)
+
+const (
+	// childEnv names the directory that the test binary opens, as the user who
+	// owns it, instead of testing.
+	childEnv = "SEALDIR_TEST_OPEN"
+	// kms is a user who is not root.
+	kms = 65534
+)
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childEnv); dir != "" {
+		os.Exit(openChild(dir))
+	}
+	os.Exit(m.Run())
+}
+
+// openChild opens a directory as a KMS does that is not root, and prints how that
+// ended.
+func openChild(dir string) int {
+	if os.Geteuid() == 0 {
+		if err := syscall.Setgroups(nil); err != nil {
+			panic(err)
+		}
+		if err := syscall.Setgid(kms); err != nil {
+			panic(err)
+		}
+		if err := syscall.Setuid(kms); err != nil {
+			panic(err)
+		}
+	}
+	cfg := keystore.Config{Dir: dir}
+	set, err := seal.NewSet(seal.Config{Seals: []seal.Seal{passphrase("correct horse")}})
+	if err == nil {
+		cfg.Sealer = set
+		_, err = keystore.Open(context.Background(), cfg)
+	}
+	fmt.Println("open:", err)
+	return 0
+}
+
+// asKMS opens the directory as its owner.
+func (w *world) asKMS(t *testing.T) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+w.dir)
+	out, err := cmd.Output() // standard error may have complaints of the coverage tool
+	if err != nil {
+		t.Fatalf("child = %s, %v", out, err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// giveAway makes the directory that of another user, where this one may.
+func (w *world) giveAway(t *testing.T) (uid, gid uint32) {
+	t.Helper()
+	w.dir = openTempDir(t, w.dir)
+	uid, gid = uint32(os.Geteuid()), uint32(os.Getegid())
+	if uid == 0 {
+		uid, gid = kms, kms
+	}
+	err := filepath.WalkDir(w.dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, int(uid), int(gid))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uid, gid
+}
+
+// openTempDir moves a directory to where every user can enter: those of the
+// testing package are closed.
+func openTempDir(t *testing.T, dir string) string {
+	t.Helper()
+	parent, err := os.MkdirTemp("", "sealdir") //nolint:usetesting // that of testing is closed to other users
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(parent); err != nil {
+			t.Error(err)
+		}
+	})
+	moved := filepath.Join(parent, "certs")
+	if err := os.Chmod(parent, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(dir, moved); err != nil {
+		t.Fatal(err)
+	}
+	return moved
+}
+
+// wantOwned sees that everything in the directory is that user's.
+func (w *world) wantOwned(t *testing.T, uid, gid uint32) {
+	t.Helper()
+	err := filepath.WalkDir(w.dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if st := info.Sys().(*syscall.Stat_t); st.Uid != uid || st.Gid != gid {
+			t.Errorf("%s is of user %d and group %d, want %d and %d", path, st.Uid, st.Gid, uid, gid)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Root seals what a KMS reads that is not root.
+func TestFilesStayThoseOfTheirOwner(t *testing.T) {
+	w := newWorld(t)
+	uid, gid := w.giveAway(t)
+	pass := passphrase("correct horse")
+	verbs := []func(*sealdir.Directory) (*sealdir.Result, error){
+		func(d *sealdir.Directory) (*sealdir.Result, error) { return d.Add(t.Context(), nil) },
+		func(d *sealdir.Directory) (*sealdir.Result, error) { return d.Rotate(t.Context()) },
+		func(d *sealdir.Directory) (*sealdir.Result, error) {
+			return d.Remove(t.Context(), []seal.Kind{seal.KindEscrow})
+		},
+	}
+	for _, verb := range verbs {
+		r, err := verb(w.directory(t, []seal.Seal{pass, w.escrow(t)}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if told := strings.Contains(strings.Join(r.Notes, " "), fmt.Sprintf("(%d)", uid)); told != (uid != uint32(os.Geteuid())) {
+			t.Errorf("notes = %q, want to be told whose the files are if they are somebody else's", r.Notes)
+		}
+		w.wantOwned(t, uid, gid)
+		if got := w.asKMS(t); got != "open: <nil>" {
+			t.Errorf("the KMS: %s, want that it opens", got)
+		}
+	}
+}
+
+// What is new has an owner before it has a name that means something, wherever
+// this process ends.
+func TestWhatIsNewHasItsOwnerAtEveryMoment(t *testing.T) {
+	w := newWorld(t)
+	uid, gid := w.giveAway(t)
+	fsys := sealdir.Owned(w.dir)
+	stage := filepath.Join(w.dir, ".stage")
+	for range 2 { // as a remainder of a crash, and anew
+		if err := os.Mkdir(stage+".new", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := fsys.Mkdir(stage, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(stage, "commit.new"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := fsys.Create(filepath.Join(stage, "commit"), 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if os.Geteuid() != 0 { // who owns all anyway needs no other name
+			if err := os.Remove(filepath.Join(stage, "commit.new")); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(stage + ".new"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.wantOwned(t, uid, gid)
+		if _, err := fsys.Create(filepath.Join(stage, "commit"), 0o600); err == nil || !os.IsExist(err) {
+			t.Errorf("Create() of what is there = %v, want that it exists", err)
+		}
+		if err := fsys.Mkdir(stage, 0o700); err == nil || !os.IsExist(err) {
+			t.Errorf("Mkdir() of what is there = %v, want that it exists", err)
+		}
+		if err := os.RemoveAll(stage); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if entries, err := os.ReadDir(w.dir); err != nil || len(entries) != 7 {
+		t.Errorf("the directory has %v, %v, want its seven files", entries, err)
+	}
+}
+
+// The owner of the directory cannot have another file's mode changed.
+func TestChmodFollowsNoLinks(t *testing.T) {
+	w := newWorld(t)
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(w.dir, "link")
+	if err := os.Symlink(other, link); err != nil {
+		t.Fatal(err)
+	}
+	fsys := sealdir.Owned(w.dir)
+	if err := fsys.Chmod(link, 0o600); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("Chmod() of a link = %v, want %v", err, syscall.ELOOP)
+	}
+	if err := fsys.Chmod(filepath.Join(w.dir, "rpc.key"), 0o400); err != nil {
+		t.Errorf("Chmod() = %v", err)
+	}
+	for path, want := range map[string]fs.FileMode{other: 0o644, filepath.Join(w.dir, "rpc.key"): 0o400} {
+		if info, err := os.Stat(path); err != nil || info.Mode() != want {
+			t.Errorf("%s has the mode %v, %v, want %v", path, info.Mode(), err, want)
+		}
+	}
+}

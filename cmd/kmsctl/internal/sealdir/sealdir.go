@@ -1,0 +1,305 @@
+// Package sealdir changes what the private files of a key directory are sealed
+// to, and tells what they are sealed to (docs/kmsctl.md#seal).
+//
+// Every change writes all private files anew in one commit of the key store; the
+// root keys stay. What is new has the owner of what it replaces.
+package sealdir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"filippo.io/age"
+	"go.uber.org/zap"
+
+	"teekms/cmd/kmsctl/internal/privatefile"
+	"teekms/internal/durable"
+	"teekms/internal/keys"
+	"teekms/internal/keys/keystore"
+	"teekms/internal/keys/seal"
+)
+
+// Config says which directory is meant, and what opens it. Dir, Now, Log and
+// Progress are required.
+type Config struct {
+	// Dir is the key directory, Domain as of keystore.Config.
+	Dir, Domain string
+	// Seals are the configured ones, in the order in which they are tried. None
+	// where core.seal is absent.
+	Seals []seal.Seal
+	// Identities open besides: those of a holder of the escrow.
+	Identities []age.Identity
+	// Now is the clock.
+	Now func() time.Time
+	// Log is where the key store tells of repairs.
+	Log *zap.Logger
+	// Progress tells what is done now, where that takes its time.
+	Progress func(text string)
+}
+
+// Directory is a key directory whose seals are looked at or changed.
+type Directory struct {
+	cfg Config
+	fs  durable.FS
+}
+
+// ErrNothingConfigured says that there is nothing to seal with.
+var ErrNothingConfigured = errors.New("core.seal is not configured: it says what to seal to")
+
+// New returns a directory. Nothing is read.
+func New(cfg Config) *Directory {
+	cfg.Dir = filepath.Clean(cfg.Dir)
+	return &Directory{cfg: cfg, fs: owned{dir: cfg.Dir}}
+}
+
+// Result is what a verb did (docs/kmsctl.md#seal-json).
+type Result struct {
+	// Dir is the key directory.
+	Dir string `json:"dir"`
+	// Changed is false where there was nothing to do.
+	Changed bool `json:"changed"`
+	// Before and After are what the files were and are sealed to.
+	Before State `json:"before"`
+	After  State `json:"after"`
+	// Added and Removed are the kinds that differ.
+	Added   []seal.Kind `json:"added"`
+	Removed []seal.Kind `json:"removed"`
+	// OpenedAgain are the seals that have opened the new files before they
+	// replaced the old ones.
+	OpenedAgain []seal.Kind `json:"opened_again"`
+	// Notes are what else is to be known, Warnings what is to be done about.
+	Notes    []string `json:"notes"`
+	Warnings []string `json:"warnings"`
+}
+
+// State is what private files are sealed to.
+type State struct {
+	// Sealed is false for plain files.
+	Sealed bool `json:"sealed"`
+	// Made is when they were sealed, by the clock of who did; nil for plain files.
+	Made *time.Time `json:"made"`
+	// Seals are their seals, escrow last.
+	Seals []privatefile.Seal `json:"seals"`
+}
+
+// stateOf is what a header says, nil for plain files.
+func stateOf(h *seal.Header) State {
+	if h == nil {
+		return State{Seals: []privatefile.Seal{}}
+	}
+	return State{Sealed: true, Made: &h.Made, Seals: privatefile.Seals(h)}
+}
+
+// String puts it in words.
+func (s State) String() string {
+	if !s.Sealed {
+		return "plain, not sealed"
+	}
+	return "sealed to " + privatefile.List(s.Seals)
+}
+
+// Add seals the files to the named kinds too, to all configured ones where none
+// is named. Plain files are sealed, and the plain ones overwritten and removed.
+func (d *Directory) Add(ctx context.Context, named []seal.Kind) (*Result, error) {
+	return d.change(ctx, func(p *planner) (*plan, error) { return p.add(named) })
+}
+
+// Remove seals the files anew without the named kinds.
+func (d *Directory) Remove(ctx context.Context, named []seal.Kind) (*Result, error) {
+	return d.change(ctx, func(p *planner) (*plan, error) {
+		if p.header == nil {
+			return nil, errors.New("the private keys are not sealed, so there is nothing to remove")
+		}
+		return p.remove(named)
+	})
+}
+
+// Rotate seals the files anew to exactly the configured seals.
+func (d *Directory) Rotate(ctx context.Context) (*Result, error) {
+	return d.change(ctx, func(p *planner) (*plan, error) {
+		if p.header == nil {
+			return nil, errors.New("the private keys are not sealed: `kmsctl seal add` seals them")
+		}
+		return p.rotate(), nil
+	})
+}
+
+// change reads what the files are sealed to, plans, opens them, and seals them
+// anew. Until the key store commits, nothing is changed.
+func (d *Directory) change(ctx context.Context, decide func(*planner) (*plan, error)) (*Result, error) {
+	if len(d.cfg.Seals) == 0 {
+		return nil, ErrNothingConfigured
+	}
+	files, err := d.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	header, err := inspect(files)
+	if err != nil {
+		return nil, err
+	}
+	p := &planner{header: header, configured: d.cfg.Seals}
+	out := &Result{Dir: d.cfg.Dir, Before: stateOf(header), Notes: []string{}, Warnings: []string{}}
+	todo, err := decide(p)
+	if err != nil {
+		return nil, err
+	}
+	if len(todo.target) == 0 {
+		out.After = out.Before
+		return out.finish(todo), nil
+	}
+	opened, err := d.open(ctx, header != nil)
+	if err != nil {
+		return nil, err
+	}
+	// What is kept is read in what has been opened: before that, anybody who may
+	// write the files may have written it.
+	p.header = opened.header
+	if todo, err = decide(p); err != nil {
+		return nil, err
+	}
+	err = d.reseal(ctx, opened.store, todo.target, out)
+	if !out.Changed {
+		return nil, err
+	}
+	if err == nil && header == nil {
+		out.Notes = append(out.Notes, wiped)
+	}
+	d.remark(out, todo.target)
+	return out.finish(todo), err
+}
+
+// read returns the private files as they are, after an interrupted write was
+// brought to its end.
+func (d *Directory) read(ctx context.Context) (map[string][]byte, error) {
+	files, err := keystore.ReadPrivate(ctx, d.cfg.Dir, d.fs)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("there is no key directory %s: the KMS makes it, and seals what it makes", d.cfg.Dir)
+	case err != nil:
+		return nil, err
+	case len(files) == 0:
+		return nil, fmt.Errorf("the key directory %s has no private keys: the KMS makes them, and seals what it makes", d.cfg.Dir)
+	}
+	return files, nil
+}
+
+// inspect returns what the files are sealed to, nil where they are plain. It
+// refuses what the key store would refuse.
+func inspect(files map[string][]byte) (*seal.Header, error) {
+	var sealed, plain []string
+	var header *seal.Header
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if !seal.Sealed(files[name]) {
+			plain = append(plain, name)
+			continue
+		}
+		h, err := seal.Inspect(name, files[name])
+		if err != nil {
+			return nil, err
+		}
+		if header != nil && header.Set != h.Set {
+			return nil, fmt.Errorf("%s and %s are not of one sealing: restore them from one backup", sealed[0], name)
+		}
+		sealed, header = append(sealed, name), h
+	}
+	if len(sealed) > 0 && len(plain) > 0 {
+		return nil, fmt.Errorf("%s is sealed and %s is not: restore them from one backup", sealed[0], plain[0])
+	}
+	return header, nil
+}
+
+// opened is an open key directory, with what its files turned out to be sealed
+// to; header is nil for plain files.
+type opened struct {
+	store  *keystore.Store
+	header *seal.Header
+}
+
+// open opens the directory with everything at hand.
+func (d *Directory) open(ctx context.Context, sealed bool) (*opened, error) {
+	cfg := keystore.Config{Dir: d.cfg.Dir, Domain: d.cfg.Domain, FS: d.fs, Now: d.cfg.Now, Log: d.cfg.Log}
+	var w *witness
+	if sealed {
+		set, err := seal.NewSet(seal.Config{Seals: d.cfg.Seals, Identities: d.cfg.Identities, Now: d.cfg.Now})
+		if err != nil {
+			return nil, err
+		}
+		w = &witness{set: set}
+		cfg.Sealer = w
+		d.cfg.Progress("opening the private keys of " + d.cfg.Dir)
+	}
+	store, err := keystore.Open(ctx, cfg)
+	switch {
+	case err != nil:
+		return nil, err
+	case !store.Complete():
+		return nil, fmt.Errorf("the key directory %s is empty: the KMS seals what it makes", d.cfg.Dir)
+	case w == nil:
+		return &opened{store: store}, nil
+	case w.header == nil:
+		return nil, errors.New("the private keys were opened without being looked at")
+	}
+	return &opened{store: store, header: w.header}, nil
+}
+
+// witness remembers what the files said that were opened, or written.
+type witness struct {
+	set    *seal.Set
+	header *seal.Header
+}
+
+var _ keystore.Sealer = (*witness)(nil)
+
+// Open implements keystore.Sealer.
+func (w *witness) Open(ctx context.Context, files map[string][]byte) (map[string]keys.Secret, error) {
+	out, err := w.set.Open(ctx, files)
+	if err == nil {
+		w.header, err = inspect(files)
+	}
+	return out, err
+}
+
+// Seal implements keystore.Sealer.
+func (w *witness) Seal(ctx context.Context, files map[string]keys.Secret) (map[string][]byte, error) {
+	out, err := w.set.Seal(ctx, files)
+	if err == nil {
+		w.header, err = inspect(out)
+	}
+	return out, err
+}
+
+// reseal writes the files anew.
+func (d *Directory) reseal(ctx context.Context, store *keystore.Store, target []seal.Seal, out *Result) error {
+	set, err := seal.NewSet(seal.Config{Seals: target, Now: d.cfg.Now})
+	if err != nil {
+		return err
+	}
+	d.cfg.Progress("sealing them to " + join(kindsOf(target)))
+	w := &witness{set: set}
+	// With ErrNotWiped all is done but the removal of what was there before.
+	err = store.Reseal(ctx, w)
+	if err != nil && !errors.Is(err, keystore.ErrNotWiped) {
+		return err
+	}
+	out.Changed, out.After = true, stateOf(w.header)
+	for _, s := range target {
+		if s.Opens() {
+			out.OpenedAgain = append(out.OpenedAgain, s.Kind())
+		}
+	}
+	return err
+}
+
+// finish fills what the JSON shows as lists.
+func (r *Result) finish(p *plan) *Result {
+	r.Added, r.Removed = append([]seal.Kind{}, p.added...), append([]seal.Kind{}, p.removed...)
+	r.OpenedAgain = append([]seal.Kind{}, r.OpenedAgain...)
+	return r
+}

@@ -1,0 +1,172 @@
+package sealdir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"teekms/cmd/kmsctl/internal/privatefile"
+	"teekms/internal/keys/seal"
+)
+
+// Status is what the private files are sealed to and what opens them
+// (docs/kmsctl.md#seal-json).
+type Status struct {
+	// OK says that something opens the files here, or that they are plain and
+	// nothing is configured.
+	OK bool `json:"ok"`
+	// Dir is the key directory.
+	Dir string `json:"dir"`
+	// Sealed is false for plain files. Made is when they were sealed, by the clock
+	// of who did.
+	Sealed bool       `json:"sealed"`
+	Made   *time.Time `json:"made"`
+	// Seals are the configured ones in the order in which they are tried, then
+	// those that only the files have.
+	Seals []Tried `json:"seals"`
+	// Notes are what is to be done about it.
+	Notes    []string `json:"notes"`
+	Warnings []string `json:"warnings"`
+
+	// why sums up what is not OK.
+	why string
+}
+
+// Tried is how one seal fares.
+type Tried struct {
+	privatefile.Seal
+	// InFiles and Configured say where the seal is.
+	InFiles    bool `json:"in_files"`
+	Configured bool `json:"configured"`
+	// Opens says that it opens all files here and now, Error why it does not.
+	Opens bool   `json:"opens"`
+	Error string `json:"error"`
+}
+
+// Err sums up a status that is not OK.
+func (s *Status) Err() error {
+	if s.OK {
+		return nil
+	}
+	return errors.New(s.why)
+}
+
+// Status looks at the files, and tries every seal.
+func (d *Directory) Status(ctx context.Context) (*Status, error) {
+	files, err := d.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	header, err := inspect(files)
+	if err != nil {
+		return nil, err
+	}
+	s := &Status{Dir: d.cfg.Dir, Seals: []Tried{}, Notes: []string{}, Warnings: []string{}}
+	if header == nil {
+		s.plain(d.cfg.Seals)
+		return s, nil
+	}
+	s.Sealed, s.Made = true, &header.Made
+	if err := d.try(ctx, s, header, files); err != nil {
+		return nil, err
+	}
+	s.judge(header)
+	return s, nil
+}
+
+// plain is the status of plain files.
+func (s *Status) plain(configured []seal.Seal) {
+	for _, c := range configured {
+		s.Seals = append(s.Seals, Tried{
+			Seal:       privatefile.Seal{Kind: c.Kind(), Recipients: c.Recipients()},
+			Configured: true, Error: "the files are not sealed",
+		})
+	}
+	s.OK = len(configured) == 0
+	s.why = "the private keys are not sealed, and core.seal is configured: `kmsctl seal add` seals them"
+	if s.OK {
+		s.Notes = append(s.Notes, "the private keys are plain files; core.seal says what to seal them to, and `kmsctl seal add` does it")
+	}
+}
+
+// try has every seal open the files.
+func (d *Directory) try(ctx context.Context, s *Status, header *seal.Header, files map[string][]byte) error {
+	if len(d.cfg.Seals) == 0 {
+		for _, known := range privatefile.Seals(header) {
+			s.Seals = append(s.Seals, Tried{Seal: known, InFiles: true, Error: "core.seal is not configured"})
+		}
+		return nil
+	}
+	set, err := seal.NewSet(seal.Config{Seals: d.cfg.Seals, Identities: d.cfg.Identities, Now: d.cfg.Now})
+	if err != nil {
+		return err
+	}
+	d.cfg.Progress("trying every seal")
+	attempts := set.Try(ctx, files)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	for _, a := range attempts {
+		t := Tried{
+			Seal:    privatefile.Seal{Kind: a.Kind, Detail: a.Detail},
+			InFiles: a.InFiles, Configured: a.Configured, Opens: a.Opens,
+		}
+		if a.Kind == seal.KindEscrow && a.InFiles {
+			t.Recipients = header.Recipients
+		}
+		if t.Detail == "" && a.InFiles {
+			t.Detail = detail(header, a.Kind)
+		}
+		if a.Err != nil {
+			t.Error = a.Err.Error()
+		}
+		s.Seals = append(s.Seals, t)
+	}
+	return nil
+}
+
+// detail is what a header says of a seal.
+func detail(h *seal.Header, k seal.Kind) string {
+	for _, known := range privatefile.Seals(h) {
+		if known.Kind == k {
+			return known.Detail
+		}
+	}
+	return ""
+}
+
+// judge sums up what was tried.
+func (s *Status) judge(header *seal.Header) {
+	var lacking, unused []seal.Kind
+	for _, t := range s.Seals {
+		s.OK = s.OK || t.Opens
+		switch {
+		case t.Configured && !t.InFiles:
+			lacking = append(lacking, t.Kind)
+		case t.InFiles && !t.Configured:
+			unused = append(unused, t.Kind)
+		}
+	}
+	if !s.OK {
+		s.why = "nothing opens the private keys here: " + privatefile.List(privatefile.Seals(header)) + " would have to"
+		if slices.ContainsFunc(header.Seals, func(d seal.Described) bool { return d.Kind == seal.KindEscrow }) {
+			s.why += "; the holder of the escrow has the way in: kmsctl seal rotate --identity FILE"
+		}
+	}
+	if len(lacking) > 0 {
+		s.Notes = append(s.Notes, fmt.Sprintf("core.seal configures %s, which the files are not sealed to: `kmsctl seal add` adds it", join(lacking)))
+	}
+	if len(unused) > 0 {
+		s.Notes = append(s.Notes, fmt.Sprintf("the files are sealed to %s, which core.seal does not configure: "+
+			"`kmsctl seal rotate` seals to what is configured alone", join(unused)))
+	}
+	var kinds []seal.Kind
+	for _, d := range header.Seals {
+		kinds = append(kinds, d.Kind)
+	}
+	if platformAlone(kinds) {
+		s.Warnings = append(s.Warnings, platformWarning(kinds))
+	}
+}

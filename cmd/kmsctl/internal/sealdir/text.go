@@ -1,0 +1,63 @@
+package sealdir
+
+import (
+	"time"
+
+	"teekms/cmd/kmsctl/internal/terminal"
+)
+
+// kindWidth is that of the longest name of a kind.
+const kindWidth = len("guest-agent")
+
+// WriteText writes the status for people.
+func (s *Status) WriteText(p *terminal.Printer) {
+	p.Line("Key directory  %s", s.Dir)
+	if s.Sealed {
+		p.Line("Sealed         at %s", s.Made.Format(time.RFC3339))
+	} else {
+		p.Line("Sealed         no, the private keys are plain")
+	}
+	for _, t := range s.Seals {
+		mark, text := t.line()
+		p.Marked(mark, string(t.Kind), kindWidth, text)
+		for _, r := range t.Recipients {
+			p.Marked(terminal.None, "", kindWidth, r)
+		}
+	}
+	for _, n := range s.Notes {
+		p.Line("Note: %s.", n)
+	}
+}
+
+// line says of one seal what it is and whether it opens.
+func (t *Tried) line() (terminal.Mark, string) {
+	text := t.Detail
+	if text != "" {
+		text += ": "
+	}
+	switch {
+	case t.Opens && t.Configured:
+		return terminal.Good, text + "opens here"
+	case t.Opens:
+		return terminal.Good, text + "opens, not configured"
+	case t.InFiles && t.Configured && len(t.Recipients) == 0:
+		return terminal.Bad, text + "does not open: " + t.Error
+	default:
+		return terminal.Open, text + t.Error
+	}
+}
+
+// WriteText writes for people what a verb did, and what remains.
+func (r *Result) WriteText(p *terminal.Printer) {
+	if !r.Changed {
+		p.Line("Nothing to add: the private keys of %s are %s", r.Dir, r.After)
+		return
+	}
+	p.Line("Key directory  %s", r.Dir)
+	p.Line("Was            %s", r.Before)
+	p.Line("Now            %s", r.After)
+	p.Line("Opened again   %s", join(r.OpenedAgain))
+	for _, n := range r.Notes {
+		p.Line("Note: %s.", n)
+	}
+}
