@@ -105,7 +105,7 @@ func service(pkg string) string {
 // TestServersLinkOnlyWhatTheyNeed guards the measured code: what a server
 // binary links is in somebody's trust domain.
 func TestServersLinkOnlyWhatTheyNeed(t *testing.T) {
-	everywhere := []string{"github.com/google/go-tdx-guest/", "testing", "internal/durable/durabletest"}
+	everywhere := []string{"github.com/google/go-tdx-guest/", "testing", "internal/durable/durabletest", "internal/keys/seal/tpm/swtpm"}
 	drivers := []string{
 		"modernc.org/", "github.com/mattn/", "github.com/jackc/", "github.com/lib/", "github.com/go-sql-driver/", "github.com/redis/",
 		"github.com/ncruces/", "github.com/pressly/", "internal/storage/sqldb", "internal/storage/redisdb", "internal/pkcs12",
@@ -129,12 +129,13 @@ func TestServersLinkOnlyWhatTheyNeed(t *testing.T) {
 // modules are all modules that any server binary may contain.
 var modules = []string{
 	"connectrpc.com/connect", "connectrpc.com/grpchealth", "connectrpc.com/grpcreflect",
+	"filippo.io/age", "filippo.io/edwards25519", "filippo.io/hpke",
 	"github.com/beorn7/perks", "github.com/cespare/xxhash/v2", "github.com/decred/dcrd/dcrec/secp256k1/v4",
-	"github.com/ethereum/go-ethereum", "github.com/google/go-configfs-tsm", "github.com/holiman/uint256",
+	"github.com/ethereum/go-ethereum", "github.com/google/go-configfs-tsm", "github.com/google/go-tpm", "github.com/holiman/uint256",
 	"github.com/munnerz/goautoneg", "github.com/pelletier/go-toml/v2", "github.com/prometheus/client_golang",
 	"github.com/prometheus/client_model", "github.com/prometheus/common", "github.com/prometheus/procfs",
 	"github.com/spf13/cobra", "github.com/spf13/pflag", "go.uber.org/multierr", "go.uber.org/zap",
-	"go.yaml.in/yaml/v2", "golang.org/x/crypto", "golang.org/x/net", "golang.org/x/sync", "golang.org/x/sys", "golang.org/x/text",
+	"go.yaml.in/yaml/v2", "golang.org/x/crypto", "golang.org/x/net", "golang.org/x/sync", "golang.org/x/sys", "golang.org/x/term", "golang.org/x/text",
 	"google.golang.org/protobuf", "teekms/gen",
 }
 
@@ -149,7 +150,7 @@ var chainModules = []string{
 // databaseModules are those that dstack-kms contains for the sake of its
 // database and the PKCS#12 that goes with it.
 var databaseModules = []string{
-	"filippo.io/edwards25519", "github.com/go-sql-driver/mysql", "github.com/jackc/pgpassfile", "github.com/jackc/pgservicefile",
+	"github.com/go-sql-driver/mysql", "github.com/jackc/pgpassfile", "github.com/jackc/pgservicefile",
 	"github.com/jackc/pgx/v5", "github.com/jackc/puddle/v2", "github.com/mfridman/interpolate", "github.com/ncruces/go-sqlite3",
 	"github.com/ncruces/go-sqlite3-wasm/v6", "github.com/ncruces/julianday", "github.com/pressly/goose/v3",
 	"github.com/redis/go-redis/v9", "github.com/sethvargo/go-retry", "go.uber.org/atomic", "golang.org/x/mod",

@@ -14,8 +14,8 @@ import (
 
 // demoFlags are the flags of kmsctl demo.
 type demoFlags struct {
-	dir        string
-	exit, json bool
+	dir              string
+	exit, json, seal bool
 }
 
 func newDemo(env Environment) *cobra.Command {
@@ -35,10 +35,17 @@ its registry deny the application its keys, then release them; and its audit log
 is verified. Then the first KMS stays up, with the commands to try, until
 interrupted.
 
+With --seal the keys of the first KMS are sealed from their birth, to a
+passphrase, to an escrow and, where swtpm is in PATH, to a TPM in software. A
+third act seals the second KMS in its place, restarts the first, extends a PCR,
+shows the refusal, opens with the passphrase, rotates the seals and opens a copy
+by the escrow (make demo DEMOFLAGS=--seal).
+
 It needs no root, no network and no TDX. dstack-onboard and dstack-kms are
 looked for beside kmsctl, then in PATH.`,
 		Example: `  kmsctl demo
   kmsctl demo --exit
+  kmsctl demo --seal
   kmsctl demo --dir ./demo`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -47,7 +54,7 @@ looked for beside kmsctl, then in PATH.`,
 				return fmt.Errorf("looking for this program: %w", err)
 			}
 			return demo.Run(cmd.Context(), demo.Config{
-				Dir: f.dir, Exit: f.exit, JSON: f.json,
+				Dir: f.dir, Exit: f.exit, JSON: f.json, Seal: f.seal,
 				Printer: env.printer(), Stdout: env.Stdout, Stderr: env.Stderr,
 				Find: findProgram, Self: self, Now: env.Now,
 			})
@@ -57,6 +64,7 @@ looked for beside kmsctl, then in PATH.`,
 	fs.SortFlags = false
 	fs.StringVar(&f.dir, "dir", "", "keep everything in this `directory`, which must be empty or missing (default: a temporary one, removed at the end)")
 	fs.BoolVar(&f.exit, "exit", false, "end after the steps instead of staying up")
+	fs.BoolVar(&f.seal, "seal", false, "seal the keys, with a software TPM where swtpm is, and show what that means")
 	fs.BoolVar(&f.json, "json", false, "print one JSON object a line")
 	complete(cmd, "dir", directory())
 	return cmd

@@ -1,6 +1,7 @@
 // Package demo shows the whole main job on one machine, with the real programs
 // and a software trust domain: bootstrap, verification, the serving KMS,
-// applications that get their keys or are denied them, a second KMS.
+// applications that get their keys or are denied them, a second KMS, and where
+// asked for, keys that are sealed.
 package demo
 
 import (
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"teekms/client"
@@ -44,6 +46,9 @@ type Config struct {
 	Dir string
 	// Exit ends after the steps instead of staying up.
 	Exit bool
+	// Seal seals the keys, to a passphrase, an escrow and where there is swtpm a
+	// software TPM, and shows what that means.
+	Seal bool
 	// JSON prints one JSON object a line.
 	JSON bool
 	// Printer writes for people, Stdout gets JSON, Stderr logs of what failed.
@@ -60,6 +65,9 @@ type Config struct {
 // process behind, nor a directory of its own making.
 func Run(ctx context.Context, cfg Config) (err error) {
 	d := &demo{cfg: cfg}
+	if cfg.Seal {
+		d.seals = &sealing{}
+	}
 	defer func() { err = errors.Join(err, d.cleanUp()) }()
 	d.sayWhatItIs()
 	for _, s := range d.steps() {
@@ -108,6 +116,9 @@ type demo struct {
 	mrtd                                string // of the KMS that was verified last
 	thirdPort, bootstrapPort, adminPort *reservation
 	third                               *process
+
+	// Of the act about seals; nil where nothing is sealed.
+	seals *sealing
 }
 
 type step struct {
@@ -134,7 +145,10 @@ func (d *demo) steps() []step {
 		{"onboard a second KMS", (*demo).onboardPeer},
 		{"get the same keys there", (*demo).sameKeys},
 	}
-	return append(first, d.secondAct()...)
+	if d.seals != nil { // before the configuration, which names them
+		first = slices.Insert(first, 2, step{"make the seals", (*demo).makeSeals})
+	}
+	return slices.Concat(first, d.secondAct(), d.sealAct())
 }
 
 // do does one step within its time and tells how it went.
@@ -233,6 +247,9 @@ func (d *demo) cleanUp() error {
 	}
 	if d.authority != nil {
 		errs = append(errs, d.authority.stop())
+	}
+	if d.seals != nil && d.seals.tpm != nil {
+		d.seals.tpm.Stop()
 	}
 	if d.made {
 		errs = append(errs, os.RemoveAll(d.dir))

@@ -63,12 +63,13 @@ func (d *demo) configure(ctx context.Context) (string, error) {
 	for _, c := range []struct {
 		file, certs, db string
 		port, onboard   *reservation
+		seals           string
 	}{
-		{configFile, certsDir, "db", d.port, d.onboardPort},
-		{secondConfig, secondCerts, "db-2", d.secondPort, d.secondOnboardPort},
+		{configFile, certsDir, "db", d.port, d.onboardPort, d.sealText(passphraseFile)},
+		{secondConfig, secondCerts, "db-2", d.secondPort, d.secondOnboardPort, ""},
 	} {
 		text := fmt.Sprintf(configText, c.port.port, quoted(d.path(c.certs)), c.onboard.port, quoted(d.path(c.db)), quoted(d.authority.url)) +
-			fmt.Sprintf(simulatedText, quoted(d.path(tdDir)), quoted(d.path(tdDir, rootFile)))
+			fmt.Sprintf(simulatedText, quoted(d.path(tdDir)), quoted(d.path(tdDir, rootFile))) + c.seals
 		if err := os.WriteFile(d.path(c.file), []byte(text), 0o644); err != nil {
 			return "", fmt.Errorf("writing configuration: %w", err)
 		}
@@ -88,6 +89,9 @@ func quoted(path string) string {
 // makeDir makes the directory, or takes an empty one: keys that are already
 // there are not those of this demonstration.
 func (d *demo) makeDir() (err error) {
+	if d.dir != "" {
+		return nil // made by an earlier step
+	}
 	if d.cfg.Dir == "" {
 		if d.dir, err = os.MkdirTemp("", "kmsctl-demo-"); err != nil {
 			return fmt.Errorf("making temporary directory: %w", err)

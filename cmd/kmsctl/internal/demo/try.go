@@ -16,7 +16,7 @@ func (d *demo) tries() []try {
 	host := fmt.Sprintf("%s:%d", Domain, d.port.port)
 	curl := fmt.Sprintf("curl --cacert %s --resolve %s:127.0.0.1", ca, host)
 	trust := fmt.Sprintf("--trust-root %s --collateral %s", quote(d.path(tdDir, rootFile)), td)
-	return []try{
+	all := []try{
 		{"what the KMS says of itself", fmt.Sprintf("%s 'https://%s/prpc/KMS.GetMeta?json'", curl, host)},
 		{"the same through Connect", fmt.Sprintf("%s -H 'Content-Type: application/json' -d '{}' https://%s/kms.v1.KMS/GetMeta", curl, host)},
 		{"the same through gRPC", fmt.Sprintf("grpcurl -cacert %s -servername %s 127.0.0.1:%d kms.v1.KMS/GetMeta", ca, Domain, d.port.port)},
@@ -25,6 +25,14 @@ func (d *demo) tries() []try {
 		{"get keys as the application", fmt.Sprintf("kmsctl app key --kms %s --ca-cert %s --app-id %x --compose-hash %x --provider simulator --simulator-dir %s --json", d.url(), ca, appID(), composeHash(appCompose), td)},
 		{"verify its key directory", fmt.Sprintf("kmsctl verify --dir %s %s", quote(d.path(certsDir)), trust)},
 	}
+	if d.seals != nil {
+		config := quote(d.path(configFile))
+		all = append(all,
+			try{"see what seals its keys", "kmsctl seal status --config " + config},
+			try{"seal them anew", "kmsctl seal rotate --config " + config},
+		)
+	}
+	return all
 }
 
 // quote quotes a word for a shell where it needs that.
