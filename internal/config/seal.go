@@ -117,7 +117,7 @@ const (
 	maxCredential = 255
 	maxPCR        = 23
 	maxAgentPath  = 256
-	maxRecipients = 64
+	maxRecipients = 32
 )
 
 func (ch *checker) seal(s Seal) {
@@ -126,9 +126,9 @@ func (ch *checker) seal(s Seal) {
 	ch.sealPassphrase(s.Passphrase)
 	ch.sealTPM(s.TPM)
 	agent := s.GuestAgent.Path
-	printable := !strings.ContainsFunc(agent, func(r rune) bool { return r < ' ' || r > '~' })
+	printable := !strings.ContainsFunc(agent, func(r rune) bool { return r <= ' ' || r > '~' })
 	ch.check(agent != "" && len(agent) <= maxAgentPath && printable, "core.seal.guest_agent.path",
-		"must be from 1 to %d printable ASCII characters", maxAgentPath)
+		"must be from 1 to %d printable ASCII characters without spaces", maxAgentPath)
 	ch.sealEscrow(s.Escrow)
 }
 

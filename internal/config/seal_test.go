@@ -62,7 +62,7 @@ func TestSealIsOnWhereItsSectionIsNamed(t *testing.T) {
 const (
 	noOpener  = "names no seal that can open: add core.seal.passphrase, core.seal.tpm or core.seal.guest_agent"
 	oneSource = "core.seal.passphrase: set exactly one of file, credential and prompt = true"
-	agentPath = "core.seal.guest_agent.path: must be from 1 to 256 printable ASCII characters"
+	agentPath = "core.seal.guest_agent.path: must be from 1 to 256 printable ASCII characters without spaces"
 	plainName = "core.seal.passphrase.credential: must be the plain name of a file in $CREDENTIALS_DIRECTORY"
 )
 
@@ -90,6 +90,7 @@ func TestSealProblems(t *testing.T) {
 		{"PCR in quotes", "core.seal.tpm.pcrs = [7, '11']", []string{at + "core.seal.tpm.pcrs: expected an array of integers, found a string in it"}},
 		{"PCR alone", "core.seal.tpm.pcrs = 7", []string{at + "core.seal.tpm.pcrs: expected an array of integers, found an integer"}},
 		{"agent without path", "core.seal.guest_agent.path = ''", []string{at + agentPath}},
+		{"agent with a space", "core.seal.guest_agent.path = 'a b'", []string{at + agentPath}},
 		{"agent with a line feed", `core.seal.guest_agent.path = "a\nb"`, []string{at + agentPath}},
 		{"agent with a long path", "core.seal.guest_agent.path = '" + strings.Repeat("a", 257) + "'", []string{at + agentPath}},
 		{"escrow for nobody", "core.seal = { tpm = {}, escrow = {} }", []string{"core.seal.escrow.recipients: name at least one recipient, or leave the section out"}},

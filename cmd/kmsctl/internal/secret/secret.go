@@ -12,13 +12,12 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
-
+	"teekms/cmd/internal/terminal"
 	"teekms/internal/keys"
 )
 
 // MaxSize bounds a secret, in bytes.
-const MaxSize = 8 << 10
+const MaxSize = terminal.MaxLine
 
 // Reader gets the secrets of one command. Make it with its fields; all of them
 // are required.
@@ -123,81 +122,18 @@ func (r *Reader) CanPrompt() bool {
 
 func (r *Reader) terminal() (*os.File, bool) {
 	f, ok := r.Stdin.(*os.File)
-	if !ok {
-		return nil, false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return f, err == nil
+	return f, ok && terminal.Is(f)
 }
 
 // Prompt asks on the terminal, which does not show the answer.
-func (r *Reader) Prompt(ctx context.Context, what string) (_ keys.Secret, err error) {
+func (r *Reader) Prompt(ctx context.Context, what string) (keys.Secret, error) {
 	tty, ok := r.terminal()
 	if !ok {
 		return keys.Secret{}, errors.New("standard input is no terminal")
 	}
-	restore, err := hideInput(tty)
+	line, err := terminal.Question{TTY: tty, Out: r.Stderr, Text: what + ": "}.Ask(ctx)
 	if err != nil {
 		return keys.Secret{}, err
 	}
-	defer func() { err = errors.Join(err, restore()) }()
-	fmt.Fprintf(r.Stderr, "%s: ", what) //nolint:errcheck // there is no one left to tell
-	defer fmt.Fprint(r.Stderr, "\n")    //nolint:errcheck // as above
-	answer := make(chan typed, 1)       // the goroutine ends with the line, or with the process
-	go func() { answer <- readLine(tty) }()
-	select {
-	case <-ctx.Done():
-		return keys.Secret{}, fmt.Errorf("prompting: %w", ctx.Err())
-	case t := <-answer:
-		if t.err != nil {
-			return keys.Secret{}, fmt.Errorf("prompting: %w", t.err)
-		}
-		return oneLine(t.text)
-	}
-}
-
-// hideInput switches the echo of a terminal off, and returns what switches it
-// on again.
-func hideInput(tty *os.File) (restore func() error, err error) {
-	fd := int(tty.Fd())
-	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	if err != nil {
-		return nil, fmt.Errorf("reading the state of the terminal: %w", err)
-	}
-	quiet := *before
-	quiet.Lflag &^= unix.ECHO
-	quiet.Lflag |= unix.ICANON | unix.ISIG
-	quiet.Iflag |= unix.ICRNL
-	// What was typed before the question is not the answer.
-	if err := unix.IoctlSetTermios(fd, unix.TCSETSF, &quiet); err != nil {
-		return nil, fmt.Errorf("hiding what is typed: %w", err)
-	}
-	return func() error {
-		if err := unix.IoctlSetTermios(fd, unix.TCSETSF, before); err != nil {
-			return fmt.Errorf("showing again what is typed: %w", err)
-		}
-		return nil
-	}, nil
-}
-
-type typed struct {
-	text []byte
-	err  error
-}
-
-// readLine reads to the end of a line, byte by byte so that nothing after it is
-// taken.
-func readLine(f *os.File) typed {
-	var line []byte
-	for b := make([]byte, 1); len(line) <= MaxSize; {
-		n, err := f.Read(b)
-		if n == 1 && b[0] == '\n' {
-			return typed{text: line}
-		}
-		line = append(line, b[:n]...)
-		if err != nil {
-			return typed{err: errors.New("the input ended")}
-		}
-	}
-	return typed{err: fmt.Errorf("more than %d bytes", MaxSize)}
+	return oneLine(line)
 }

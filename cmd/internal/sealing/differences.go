@@ -1,0 +1,145 @@
+package sealing
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"teekms/internal/config"
+	"teekms/internal/keys/seal"
+	"teekms/internal/keys/seal/tpm"
+)
+
+// Warn tells what is weak about core.seal itself.
+func Warn(log *zap.Logger, s config.Seal) {
+	if s.PlatformAlone() {
+		log.Warn("NOTHING BUT THIS PLATFORM OPENS THE KEY DIRECTORY: an update of kernel, firmware or application that changes " +
+			"what is measured locks the keys up for good; add core.seal.escrow or core.seal.passphrase, then run kmsctl seal add")
+	}
+	if s.Passphrase.Weak() {
+		log.Warn("this work factor makes guesses of the passphrase cheap",
+			zap.String("key", "core.seal.passphrase.work_factor"), zap.Int64("value", s.Passphrase.WorkFactor))
+	}
+}
+
+// Difference is a seal that the key files and core.seal do not agree about.
+type Difference struct {
+	// Kind is the seal's.
+	Kind seal.Kind
+	// Files and Configured put in words what each has; empty is nothing.
+	Files, Configured string
+}
+
+// Differences compares the private files of a key directory, by name, with
+// core.seal. Files that are not sealed, or that cannot be read, differ in nothing:
+// others refuse them.
+func Differences(c config.Core, files map[string][]byte) []Difference {
+	header, ok := header(files)
+	want, err := describe(c)
+	if !ok || err != nil {
+		return nil
+	}
+	have := map[seal.Kind]string{}
+	for _, d := range header.Seals {
+		have[d.Kind] = inWords(d, header.Recipients)
+	}
+	var all []Difference
+	for _, kind := range []seal.Kind{seal.KindTPM, seal.KindGuestAgent, seal.KindPassphrase, seal.KindEscrow} {
+		if have[kind] != want[kind] {
+			all = append(all, Difference{Kind: kind, Files: have[kind], Configured: want[kind]})
+		}
+	}
+	return all
+}
+
+// WarnOf logs differences, each with what makes an end of it.
+func WarnOf(log *zap.Logger, differences []Difference) {
+	for _, d := range differences {
+		text := "the key files are sealed otherwise than core.seal says: run kmsctl seal rotate"
+		switch {
+		case d.Files == "":
+			text = "a seal that core.seal configures is not among those of the key files: run kmsctl seal add"
+		case d.Configured == "":
+			text = "the key files have a seal that core.seal does not configure: configure it, or run kmsctl seal rotate"
+		}
+		log.Warn(text, zap.String("seal", string(d.Kind)), zap.String("files", d.Files), zap.String("configured", d.Configured))
+	}
+}
+
+// Described names the seals of the private files of a key directory, as in
+// "tpm (PCRs 7 of SHA-256), escrow (1 recipient)"; empty where they have none.
+func Described(files map[string][]byte) string {
+	header, ok := header(files)
+	if !ok {
+		return ""
+	}
+	var words []string
+	for _, d := range header.Seals {
+		detail := d.Detail
+		if d.Kind == seal.KindTPM && len(d.Args) > 0 {
+			detail = tpm.Describe(d.Args)
+		}
+		words = append(words, string(d.Kind)+" ("+detail+")")
+	}
+	return strings.Join(words, ", ")
+}
+
+// header reads what the first file says of its seals. Those of one sealing say
+// the same.
+func header(files map[string][]byte) (*seal.Header, bool) {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		h, err := seal.Inspect(name, files[name])
+		return h, err == nil
+	}
+	return nil, false
+}
+
+// describe puts in words what core.seal configures, in those of inWords.
+func describe(c config.Core) (map[seal.Kind]string, error) {
+	words := map[seal.Kind]string{}
+	if s := c.Seal.TPM; s.Enabled {
+		words[seal.KindTPM] = pcrs(s.PCRs)
+	}
+	if s := c.Seal.GuestAgent; s.Enabled {
+		words[seal.KindGuestAgent] = "path " + s.Path
+	}
+	if s := c.Seal.Passphrase; s.Enabled {
+		words[seal.KindPassphrase] = "scrypt, work factor " + strconv.FormatInt(s.WorkFactor, 10)
+	}
+	if s := c.Seal.Escrow; s.Enabled {
+		escrow, err := seal.NewEscrow(s.Recipients)
+		if err != nil {
+			return nil, err
+		}
+		words[seal.KindEscrow] = recipients(escrow.Recipients())
+	}
+	return words, nil
+}
+
+// inWords puts a seal of the files in words.
+func inWords(d seal.Described, escrow []string) string {
+	switch {
+	case d.Kind == seal.KindEscrow:
+		return recipients(escrow)
+	case d.Kind == seal.KindTPM && len(d.Args) > 0:
+		return strings.TrimPrefix(d.Args[0], "sha256:")
+	}
+	return d.Detail
+}
+
+// pcrs is how the seal of a TPM writes the registers: 7+11+14.
+func pcrs(list []int) string {
+	var words []string
+	for _, pcr := range slices.Sorted(slices.Values(list)) {
+		words = append(words, strconv.Itoa(pcr))
+	}
+	return strings.Join(words, "+")
+}
+
+// recipients does not depend on their order.
+func recipients(list []string) string {
+	return strings.Join(slices.Sorted(slices.Values(list)), ", ")
+}

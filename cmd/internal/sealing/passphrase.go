@@ -1,0 +1,110 @@
+package sealing
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"teekms/cmd/internal/terminal"
+	"teekms/internal/config"
+	"teekms/internal/keys"
+	"teekms/internal/keys/seal"
+)
+
+// maxPassphrase bounds a file that holds a passphrase, in bytes.
+const maxPassphrase = 4096
+
+// credentials is the variable in which systemd names the directory of a unit's
+// credentials.
+const credentials = "CREDENTIALS_DIRECTORY"
+
+// What is asked.
+const (
+	question      = "Passphrase of the key directory: "
+	questionAgain = "The same passphrase again: "
+)
+
+// passphrase says where the passphrase comes from.
+func passphrase(p config.SealPassphrase, ask Asker) seal.PassphraseConfig {
+	c := seal.PassphraseConfig{WorkFactor: int(p.WorkFactor)}
+	asked := func(question string) func(context.Context) (keys.Secret, error) {
+		return func(ctx context.Context) (keys.Secret, error) {
+			if ask == nil {
+				return keys.Secret{}, errors.New("there is nobody to ask: set core.seal.passphrase.file or credential")
+			}
+			return ask(ctx, question)
+		}
+	}
+	switch {
+	case p.Prompt:
+		c.Read, c.Confirm = asked(question), asked(questionAgain)
+	case p.Credential != "":
+		c.Read = func(context.Context) (keys.Secret, error) { return readCredential(p.Credential) }
+	default:
+		c.Read = func(context.Context) (keys.Secret, error) { return readFile("core.seal.passphrase.file", p.File) }
+	}
+	return c
+}
+
+// Terminal asks at the terminal of this process, whatever its standard input is.
+func Terminal(ctx context.Context, question string) (keys.Secret, error) {
+	tty, err := terminal.Open()
+	if err != nil {
+		return keys.Secret{}, fmt.Errorf("core.seal.passphrase.prompt: %w: start this where somebody can be asked, "+
+			"or set core.seal.passphrase.file or credential instead", err)
+	}
+	defer tty.Close() //nolint:errcheck // nothing is lost
+	line, err := terminal.Question{TTY: tty, Out: tty, Text: question}.Ask(ctx)
+	defer clear(line)
+	switch {
+	case err != nil:
+		return keys.Secret{}, err
+	case len(line) == 0:
+		return keys.Secret{}, errors.New("it is empty")
+	case len(line) > maxPassphrase:
+		return keys.Secret{}, fmt.Errorf("it is larger than %d bytes", maxPassphrase)
+	}
+	return keys.NewSecret(line), nil
+}
+
+// readCredential reads a credential that the service manager gave this process.
+func readCredential(name string) (keys.Secret, error) {
+	const key = "core.seal.passphrase.credential"
+	dir := os.Getenv(credentials)
+	if dir == "" {
+		return keys.Secret{}, fmt.Errorf("%s: $%s is not set: start this as a unit of systemd with LoadCredentialEncrypted=%s:PATH", key, credentials, name)
+	}
+	if !filepath.IsAbs(dir) {
+		return keys.Secret{}, fmt.Errorf("%s: $%s is no absolute path", key, credentials)
+	}
+	return readFile(key, filepath.Join(dir, name))
+}
+
+// readFile reads a file that holds a passphrase, for which key stands. One line
+// feed at its end, or carriage return and line feed, is not part of it.
+func readFile(key, path string) (keys.Secret, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	data, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
+	defer clear(data)
+	if err != nil {
+		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)
+	}
+	text := bytes.TrimSuffix(bytes.TrimSuffix(data, []byte("\n")), []byte("\r"))
+	switch {
+	case len(data) > maxPassphrase:
+		return keys.Secret{}, fmt.Errorf("%s: %s is larger than %d bytes", key, path, maxPassphrase)
+	case len(text) == 0:
+		return keys.Secret{}, fmt.Errorf("%s: %s is empty", key, path)
+	case bytes.ContainsAny(text, "\n"):
+		return keys.Secret{}, fmt.Errorf("%s: %s has more than one line", key, path)
+	}
+	return keys.NewSecret(text), nil
+}
