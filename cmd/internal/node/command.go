@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"teekms/cmd/internal/buildinfo"
+	"teekms/cmd/internal/sealing"
 	"teekms/internal/config"
 	"teekms/services/onboard"
 )
@@ -125,9 +126,12 @@ func (p Program) command() *cobra.Command {
 				}
 			}
 			if check {
+				if err := sealing.Check(cfg.Core); err != nil {
+					return err
+				}
 				return reportCheck(cmd.OutOrStdout(), path, cfg)
 			}
-			return p.start(cmd.Context(), cfg)
+			return p.start(cmd.Context(), path, cfg)
 		},
 	}
 	cmd.SetVersionTemplate(buildinfo.Line(p.Name, p.Version) + "\n")
@@ -159,11 +163,11 @@ func reportCheck(w io.Writer, path string, cfg *config.Config) error {
 }
 
 // start protects the process, opens what both servers need, and runs.
-func (p Program) start(ctx context.Context, cfg *config.Config) error {
+func (p Program) start(ctx context.Context, path string, cfg *config.Config) error {
 	if err := noCoreDumps(); err != nil {
 		return err
 	}
-	n, err := p.open(ctx, cfg)
+	n, err := p.open(ctx, path, cfg)
 	if err != nil {
 		return err
 	}

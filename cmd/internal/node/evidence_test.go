@@ -37,7 +37,7 @@ root_ca.tdx = %q
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := Program{Name: "test"}.open(t.Context(), cfg)
+	n, err := Program{Name: "test"}.open(t.Context(), "kms.toml", cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"teekms/internal/attest/tdx"
 	"teekms/internal/config"
 	"teekms/internal/keys/keystore"
+	"teekms/internal/keys/seal"
 	"teekms/internal/observe"
 	"teekms/internal/rpc"
 	"teekms/internal/serve"
@@ -43,11 +44,13 @@ type Node struct {
 	attestation *attestation
 	ethereum    NewEthereum
 	registry    OpenRegistry
+	// seals seal the key directory, nil where it is plain.
+	seals *seal.Set
 }
 
 // open makes the logger, says what is unusual about the configuration, and
-// opens attester, trust root and key directory.
-func (p Program) open(ctx context.Context, cfg *config.Config) (*Node, error) {
+// opens attester, trust root and key directory. path is the configuration file.
+func (p Program) open(ctx context.Context, path string, cfg *config.Config) (*Node, error) {
 	if cfg.Core.AuthAPI.Type == config.AuthRegistry && p.Registry == nil {
 		return nil, errNoRegistry
 	}
@@ -75,10 +78,7 @@ func (p Program) open(ctx context.Context, cfg *config.Config) (*Node, error) {
 	if err := observe.RegisterTrustRoot(n.Metrics, [32]byte(n.TrustRootSHA256()), a.root.Equal(tdx.IntelRootCA())); err != nil {
 		return nil, err
 	}
-	n.Keys, err = keystore.Open(ctx, keystore.Config{
-		Dir: cfg.Core.CertDir, Domain: cfg.Core.Onboard.AutoBootstrapDomain, Now: time.Now, Log: log,
-	})
-	if err != nil {
+	if err := n.openKeys(ctx, path); err != nil {
 		return nil, err
 	}
 	return n, nil

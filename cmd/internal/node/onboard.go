@@ -38,6 +38,10 @@ func (n *Node) Onboard(ctx context.Context) error {
 	}
 	n.Log.Info("Starting KMS in bootstrap mode")
 	n.Log.Info("Bootstrap required - keys not found")
+	if err := n.rehearse(ctx); err != nil {
+		return err
+	}
+	defer n.giveBack()
 	token, err := OneTimeToken("Setup token", c.SetupToken)
 	if err != nil {
 		return err
