@@ -69,7 +69,7 @@ func TestCommandLine(t *testing.T) {
 		stdout, stderr []string // parts
 	}{
 		{"check", nil, []string{"--check", "--config", k.Config}, 0, []string{
-			k.Config + ": core.attestation.provider weakens security\n", k.Config + ": valid\n",
+			k.Config + ": core.attestation.provider weakens security\n", k.Config + ": unsealed_keys weakens security\n" + k.Config + ": valid\n",
 		}, nil},
 		{"check of a bad file tells all at once", nil, []string{"--check", "--config", bad}, 1, nil, []string{
 			"Error: ", bad + ":2:1: unknown key rpc.prot; did you mean rpc.port?", bad + ":3:1: rpc.address: expected a string, found an integer",

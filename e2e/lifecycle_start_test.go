@@ -192,8 +192,8 @@ func TestPeerConfiguration(t *testing.T) {
 	}
 	k.fill(t, exampleDomain)
 	p, client := k.serve(t, exampleDomain)
-	if got := metaOf(t, client, k).InsecureSettings; !slices.Equal(got, []string{"core.onboard.quote_enabled"}) {
-		t.Errorf("insecure_settings = %v, want core.onboard.quote_enabled alone", got)
+	if got := metaOf(t, client, k).InsecureSettings; !slices.Equal(got, []string{"core.onboard.quote_enabled", "unsealed_keys"}) {
+		t.Errorf("insecure_settings = %v, want core.onboard.quote_enabled and unsealed_keys", got)
 	}
 	for _, key := range []string{
 		"default.workers", "rpc.workers", "rpc.limits", "rpc.tls.key", "rpc.tls.certs", "rpc.tls.mutual.ca_certs",

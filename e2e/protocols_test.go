@@ -107,7 +107,7 @@ func wantMeta(t testing.TB, k *kmsDir) *kmsv1.GetMetaResponse {
 		// existing clients expect it to be said so.
 		GatewayAppId: new(""), KmsContractAddress: new(""), ChainId: new(uint64(0)), AppAuthImplementation: new(""),
 		TrustRootSha256:  digest[:],
-		InsecureSettings: []string{"core.attestation.provider", "core.attestation.insecure_allow_external_trust_anchors"},
+		InsecureSettings: []string{"core.attestation.provider", "core.attestation.insecure_allow_external_trust_anchors", "unsealed_keys"},
 	}
 }
 
@@ -118,7 +118,7 @@ func metaText(m *kmsv1.GetMetaResponse) string {
 	return fmt.Sprintf(`{"ca_cert":%s,"allow_any_upgrade":false,"k256_pubkey":"%x",`+
 		`"bootstrap_info":{"ca_pubkey":"%x","k256_pubkey":"%x","quote":"%x","eventlog":"%x"},`+
 		`"is_dev":false,"gateway_app_id":"","kms_contract_address":"","chain_id":0,"app_auth_implementation":"",`+
-		`"trust_root_sha256":"%x","insecure_settings":["core.attestation.provider","core.attestation.insecure_allow_external_trust_anchors"]}`,
+		`"trust_root_sha256":"%x","insecure_settings":["core.attestation.provider","core.attestation.insecure_allow_external_trust_anchors","unsealed_keys"]}`,
 		pem, m.GetK256Pubkey(), b.GetCaPubkey(), b.GetK256Pubkey(), b.GetQuote(), b.GetEventlog(), m.GetTrustRootSha256())
 }
 
