@@ -18,10 +18,11 @@ import (
 	"teekms/cmd/internal/buildinfo"
 	"teekms/cmd/kmsctl/internal/status"
 	"teekms/cmd/kmsctl/internal/terminal"
+	"teekms/internal/keys"
 )
 
-// Environment is what the tool has of the world. All of it but Stdin is
-// required.
+// Environment is what the tool has of the world. All of it but Stdin and
+// Ask is required.
 type Environment struct {
 	// Args are the arguments without the name of the program.
 	Args []string
@@ -32,6 +33,11 @@ type Environment struct {
 	Stdout, Stderr io.Writer
 	// Getenv reads the process environment.
 	Getenv func(string) string
+	// Environ is the whole of it, as KEY=VALUE: what configures a KMS.
+	Environ []string
+	// Ask asks a person for a secret, without showing it; optional, at the terminal
+	// that controls this process by default.
+	Ask func(ctx context.Context, question string) (keys.Secret, error)
 	// Now is the clock.
 	Now func() time.Time
 	// Version is what the build stamped.
@@ -123,7 +129,7 @@ was expected, 6 no valid collateral is to be had.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{cmd.CommandPath(), err}
 	})
-	root.AddCommand(newVerify(env), newMeta(env), newBootstrap(env), newOnboard(env), newFinish(env), newBootstrapStart(env), newAudit(env), newApp(env), newRegistry(env), newSimulator(env), newDemo(env))
+	root.AddCommand(newVerify(env), newMeta(env), newBootstrap(env), newOnboard(env), newFinish(env), newBootstrapStart(env), newAudit(env), newApp(env), newRegistry(env), newSeal(env), newSimulator(env), newDemo(env))
 	// The built-in commands remember the streams of the moment.
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)

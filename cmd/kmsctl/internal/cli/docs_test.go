@@ -25,6 +25,7 @@ func sections() map[string][]string {
 		"registry kms add": {"## registry"}, "registry image remove": {"## registry"}, "registry device add": {"## registry"},
 		"registry gateway set": {"## registry"}, "registry list": {"## registry"}, "registry export": {"## registry"},
 		"registry import": {"## registry"}, "registry explain": {"## registry"}, "registry verify": {"## registry"},
+		"seal status": {"## seal"}, "seal add": {"## seal"}, "seal remove": {"## seal"}, "seal rotate": {"## seal"},
 		"audit list": {"## audit"}, "audit verify": {"## audit"}, "audit checkpoint": {"## audit"}, "audit prove": {"## audit"}, "audit export": {"## audit"},
 	}
 }
@@ -78,7 +79,7 @@ func flagsIn(text string) []string {
 // with -update to write it.
 func TestHelp(t *testing.T) {
 	var all strings.Builder
-	for _, command := range append([]string{"", "app", "audit"}, slices.Sorted(maps.Keys(sections()))...) {
+	for _, command := range append([]string{"", "app", "audit", "seal"}, slices.Sorted(maps.Keys(sections()))...) {
 		code, help, stderr := run(t.Context(), append(strings.Fields(command), "--help")...)
 		if code != status.OK || stderr != "" {
 			t.Fatalf("kmsctl %s --help = %d, %q", command, code, stderr)

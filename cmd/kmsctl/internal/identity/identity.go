@@ -29,7 +29,7 @@ const maxWorkFactor = 20
 
 // Reader reads identity files. All fields are required.
 type Reader struct {
-	// Ask asks the person at the terminal for a secret. It is called when the
+	// Ask asks the person at the terminal for a secret, which is not shown. It is called when the
 	// secret is needed, not before, and once for each file.
 	Ask func(ctx context.Context, what string) (keys.Secret, error)
 	// Tell shows a line of a plugin that wants something of that person.
@@ -65,7 +65,7 @@ func readFile(path string) ([]byte, error) {
 }
 
 func (r Reader) parse(ctx context.Context, path string, text []byte) ([]age.Identity, error) {
-	ask := r.once(ctx, "Passphrase of "+path)
+	ask := r.once(ctx, "Passphrase of "+path+": ")
 	trimmed := bytes.TrimSpace(text)
 	switch {
 	case bytes.HasPrefix(text, []byte("age-encryption.org/")), bytes.HasPrefix(trimmed, []byte(armor.Header)):
@@ -191,7 +191,7 @@ func (r Reader) plugins(ctx context.Context) *plugin.ClientUI {
 			return nil
 		},
 		RequestValue: func(name, prompt string, _ bool) (string, error) {
-			answer, err := r.Ask(ctx, fmt.Sprintf("age-plugin-%s: %s", name, prompt))
+			answer, err := r.Ask(ctx, fmt.Sprintf("age-plugin-%s: %s: ", name, prompt))
 			return string(answer.Bytes()), err
 		},
 		Confirm: func(name, prompt, yes, no string) (bool, error) {
@@ -199,7 +199,7 @@ func (r Reader) plugins(ctx context.Context) *plugin.ClientUI {
 			if no != "" {
 				choice += fmt.Sprintf(", %q: n", no)
 			}
-			answer, err := r.Ask(ctx, choice+")")
+			answer, err := r.Ask(ctx, choice+"): ")
 			return strings.EqualFold(string(answer.Bytes()), "y"), err
 		},
 		WaitTimer: func(name string) { r.Tell(fmt.Sprintf("waiting for age-plugin-%s", name)) },

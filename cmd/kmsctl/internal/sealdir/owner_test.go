@@ -159,54 +159,44 @@ func TestFilesStayThoseOfTheirOwner(t *testing.T) {
 	}
 }
 
-// What is new has an owner before it has a name that means something, wherever
-// this process ends.
-func TestWhatIsNewHasItsOwnerAtEveryMoment(t *testing.T) {
-	w := newWorld(t)
-	uid, gid := w.giveAway(t)
-	fsys := sealdir.Owned(w.dir)
-	stage := filepath.Join(w.dir, ".stage")
-	for range 2 { // as a remainder of a crash, and anew
-		if err := os.Mkdir(stage+".new", 0o700); err != nil {
-			t.Fatal(err)
+// What is new has its owner, also where that one may not write the directory.
+func TestWhatIsNewHasItsOwner(t *testing.T) {
+	for _, closed := range []bool{false, true} {
+		w := newWorld(t)
+		uid, gid := w.giveAway(t)
+		if closed {
+			if err := os.Chown(w.dir, os.Geteuid(), os.Getegid()); err != nil {
+				t.Fatal(err)
+			}
 		}
+		fsys, stage := sealdir.Owned(w.dir), filepath.Join(w.dir, ".stage")
 		if err := fsys.Mkdir(stage, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(stage, "commit.new"), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		f, err := fsys.Create(filepath.Join(stage, "commit"), 0o600)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if os.Geteuid() != 0 { // who owns all anyway needs no other name
-			if err := os.Remove(filepath.Join(stage, "commit.new")); err != nil {
+		for _, name := range []string{filepath.Join(stage, "commit"), filepath.Join(w.dir, "new.key")} {
+			f, err := fsys.Create(name, 0o600)
+			if err != nil {
 				t.Fatal(err)
 			}
-			if err := os.Remove(stage + ".new"); err != nil {
+			if _, err := f.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := fsys.Create(name, 0o600); !errors.Is(err, fs.ErrExist) {
+				t.Errorf("Create() of what is there = %v, want %v", err, fs.ErrExist)
+			}
+		}
+		if err := fsys.Mkdir(stage, 0o700); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("Mkdir() of what is there = %v, want %v", err, fs.ErrExist)
+		}
+		if closed {
+			if err := os.Chown(w.dir, int(uid), int(gid)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		w.wantOwned(t, uid, gid)
-		if _, err := fsys.Create(filepath.Join(stage, "commit"), 0o600); err == nil || !os.IsExist(err) {
-			t.Errorf("Create() of what is there = %v, want that it exists", err)
-		}
-		if err := fsys.Mkdir(stage, 0o700); err == nil || !os.IsExist(err) {
-			t.Errorf("Mkdir() of what is there = %v, want that it exists", err)
-		}
-		if err := os.RemoveAll(stage); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if entries, err := os.ReadDir(w.dir); err != nil || len(entries) != 7 {
-		t.Errorf("the directory has %v, %v, want its seven files", entries, err)
 	}
 }
 

@@ -62,10 +62,10 @@ func (d *Directory) otherOwner() string {
 		return ""
 	}
 	who, err := ownerOf(info)
-	if err != nil || int(who.uid) == os.Geteuid() {
+	if err != nil || who.isThis() {
 		return ""
 	}
-	id := strconv.Itoa(int(who.uid))
+	id := strconv.Itoa(who.uid)
 	if u, err := user.LookupId(id); err == nil {
 		return fmt.Sprintf("user %s (%s)", u.Username, id)
 	}

@@ -39,6 +39,9 @@ type Config struct {
 	Now func() time.Time
 	// Log is where the key store tells of repairs.
 	Log *zap.Logger
+	// Compare says in what seals that are configured and in the files differ; they
+	// become notes of a status. Optional.
+	Compare func(files map[string][]byte) []string
 	// Progress tells what is done now, where that takes its time.
 	Progress func(text string)
 }
@@ -281,7 +284,11 @@ func (d *Directory) reseal(ctx context.Context, store *keystore.Store, target []
 	if err != nil {
 		return err
 	}
-	d.cfg.Progress("sealing them to " + join(kindsOf(target)))
+	doing := "sealing the private keys of " + d.cfg.Dir + " to " + join(kindsOf(target))
+	if slices.Contains(kindsOf(target), seal.KindPassphrase) {
+		doing += "; scrypt takes a while"
+	}
+	d.cfg.Progress(doing)
 	w := &witness{set: set}
 	// With ErrNotWiped all is done but the removal of what was there before.
 	err = store.Reseal(ctx, w)

@@ -329,13 +329,13 @@ func TestStatus(t *testing.T) {
 	lines := func(s *sealdir.Status) (out []line) {
 		for _, one := range s.Seals {
 			out = append(out, line{string(one.Kind), one.InFiles, one.Configured, one.Opens})
-			if one.Opens != (one.Error == "") {
-				t.Errorf("%s opens %t, with the reason %q", one.Kind, one.Opens, one.Error)
+			if one.Opens != (one.Reason == "") {
+				t.Errorf("%s opens %t, with the reason %q", one.Kind, one.Opens, one.Reason)
 			}
 		}
 		return out
 	}
-	want := []line{{"guest-agent", false, true, false}, {"tpm", true, true, false}, {"passphrase", true, true, false}, {"escrow", true, false, false}}
+	want := []line{{"tpm", true, true, false}, {"guest-agent", false, true, false}, {"passphrase", true, true, false}, {"escrow", true, false, false}}
 	if diff := cmp.Diff(want, lines(s)); diff != "" {
 		t.Errorf("Status() (-want +got):\n%s", diff)
 	}
@@ -345,7 +345,7 @@ func TestStatus(t *testing.T) {
 	if want[3].Opens = true; !s.OK || cmp.Diff(want, lines(s)) != "" {
 		t.Errorf("Status() with the key of the holder = %+v, want that it opens", s)
 	}
-	if s, err = w.directory(t, nil).Status(t.Context()); err != nil || s.OK || len(s.Seals) != 3 || s.Seals[0].Error != "core.seal is not configured" {
+	if s, err = w.directory(t, nil).Status(t.Context()); err != nil || s.OK || len(s.Seals) != 3 || s.Seals[0].Reason != "core.seal is not configured" {
 		t.Errorf("Status() with nothing configured = %+v, %v, want all seals of the files", s, err)
 	}
 }

@@ -23,8 +23,8 @@ type Status struct {
 	// of who did.
 	Sealed bool       `json:"sealed"`
 	Made   *time.Time `json:"made"`
-	// Seals are the configured ones in the order in which they are tried, then
-	// those that only the files have.
+	// Seals are those of the files and the configured ones, in the order in which
+	// they are tried.
 	Seals []Tried `json:"seals"`
 	// Notes are what is to be done about it.
 	Notes    []string `json:"notes"`
@@ -40,9 +40,9 @@ type Tried struct {
 	// InFiles and Configured say where the seal is.
 	InFiles    bool `json:"in_files"`
 	Configured bool `json:"configured"`
-	// Opens says that it opens all files here and now, Error why it does not.
-	Opens bool   `json:"opens"`
-	Error string `json:"error"`
+	// Opens says that it opens all files here and now, Reason why it does not.
+	Opens  bool   `json:"opens"`
+	Reason string `json:"reason"`
 }
 
 // Err sums up a status that is not OK.
@@ -66,13 +66,18 @@ func (d *Directory) Status(ctx context.Context) (*Status, error) {
 	s := &Status{Dir: d.cfg.Dir, Seals: []Tried{}, Notes: []string{}, Warnings: []string{}}
 	if header == nil {
 		s.plain(d.cfg.Seals)
+		s.sort()
 		return s, nil
 	}
 	s.Sealed, s.Made = true, &header.Made
 	if err := d.try(ctx, s, header, files); err != nil {
 		return nil, err
 	}
+	s.sort()
 	s.judge(header)
+	if d.cfg.Compare != nil {
+		s.Notes = append(s.Notes, d.cfg.Compare(files)...)
+	}
 	return s, nil
 }
 
@@ -81,7 +86,7 @@ func (s *Status) plain(configured []seal.Seal) {
 	for _, c := range configured {
 		s.Seals = append(s.Seals, Tried{
 			Seal:       privatefile.Seal{Kind: c.Kind(), Recipients: c.Recipients()},
-			Configured: true, Error: "the files are not sealed",
+			Configured: true, Reason: "the files are not sealed",
 		})
 	}
 	s.OK = len(configured) == 0
@@ -95,7 +100,7 @@ func (s *Status) plain(configured []seal.Seal) {
 func (d *Directory) try(ctx context.Context, s *Status, header *seal.Header, files map[string][]byte) error {
 	if len(d.cfg.Seals) == 0 {
 		for _, known := range privatefile.Seals(header) {
-			s.Seals = append(s.Seals, Tried{Seal: known, InFiles: true, Error: "core.seal is not configured"})
+			s.Seals = append(s.Seals, Tried{Seal: known, InFiles: true, Reason: "core.seal is not configured"})
 		}
 		return nil
 	}
@@ -120,7 +125,7 @@ func (d *Directory) try(ctx context.Context, s *Status, header *seal.Header, fil
 			t.Detail = detail(header, a.Kind)
 		}
 		if a.Err != nil {
-			t.Error = a.Err.Error()
+			t.Reason = a.Err.Error()
 		}
 		s.Seals = append(s.Seals, t)
 	}
@@ -169,4 +174,17 @@ func (s *Status) judge(header *seal.Header) {
 	if platformAlone(kinds) {
 		s.Warnings = append(s.Warnings, platformWarning(kinds))
 	}
+}
+
+// sort brings the seals into the order in which they are tried, whether they are
+// configured or not.
+func (s *Status) sort() {
+	order := []seal.Kind{seal.KindTPM, seal.KindGuestAgent, seal.KindPassphrase}
+	rank := func(t Tried) int {
+		if i := slices.Index(order, t.Kind); i >= 0 {
+			return i
+		}
+		return len(order)
+	}
+	slices.SortStableFunc(s.Seals, func(a, b Tried) int { return rank(a) - rank(b) })
 }

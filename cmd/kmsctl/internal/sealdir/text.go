@@ -41,9 +41,9 @@ func (t *Tried) line() (terminal.Mark, string) {
 	case t.Opens:
 		return terminal.Good, text + "opens, not configured"
 	case t.InFiles && t.Configured && len(t.Recipients) == 0:
-		return terminal.Bad, text + "does not open: " + t.Error
+		return terminal.Bad, text + "does not open: " + t.Reason
 	default:
-		return terminal.Open, text + t.Error
+		return terminal.Open, text + t.Reason
 	}
 }
 

@@ -1,0 +1,86 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"filippo.io/age"
+	"github.com/spf13/cobra"
+
+	"teekms/cmd/internal/sealing"
+	"teekms/cmd/internal/terminal"
+	"teekms/cmd/kmsctl/internal/identity"
+	"teekms/cmd/kmsctl/internal/sealdir"
+	"teekms/internal/config"
+	"teekms/internal/keys"
+	"teekms/internal/observe"
+)
+
+// directory reads the configuration, and the identities that open besides.
+// Nothing is opened.
+func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Directory, error) {
+	cfg, err := config.Load(f.config, env.Environ)
+	if err != nil {
+		return nil, err
+	}
+	log, err := observe.NewLogger(observe.Config{Level: "warn", Format: observe.FormatConsole, Out: env.Stderr, Now: env.Now})
+	if err != nil {
+		return nil, err
+	}
+	tell := func(text string) {
+		fmt.Fprintf(env.Stderr, "kmsctl: %s\n", text) //nolint:errcheck // there is no one left to tell
+	}
+	var ids []age.Identity
+	reader := identity.Reader{Ask: env.ask, Tell: tell}
+	for _, path := range f.identities {
+		more, err := reader.Read(cmd.Context(), path)
+		if err != nil {
+			return nil, fmt.Errorf("--identity: %w", err)
+		}
+		ids = append(ids, more...)
+	}
+	seals, err := sealing.Seals(cfg.Core, func(ctx context.Context, question string) (keys.Secret, error) {
+		return env.ask(ctx, question)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return sealdir.New(sealdir.Config{
+		Dir: cfg.Core.CertDir, Domain: cfg.Core.Onboard.AutoBootstrapDomain,
+		Seals: seals, Identities: ids, Now: env.Now, Log: log, Progress: tell,
+		Compare: func(files map[string][]byte) []string { return otherwise(cfg.Core, files) },
+	}), nil
+}
+
+// otherwise says of seals that are configured and in the files what differs.
+func otherwise(c config.Core, files map[string][]byte) []string {
+	var out []string
+	for _, d := range sealing.Differences(c, files) {
+		if d.Files != "" && d.Configured != "" {
+			out = append(out, fmt.Sprintf("the files are sealed to %s with %s, core.seal says %s: `kmsctl seal rotate` seals them to that", d.Kind, d.Files, d.Configured))
+		}
+	}
+	return out
+}
+
+// ask asks the person at the terminal for a secret.
+func (e Environment) ask(ctx context.Context, question string) (keys.Secret, error) {
+	if e.Ask != nil {
+		return e.Ask(ctx, question)
+	}
+	tty, err := terminal.Open()
+	if err != nil {
+		return keys.Secret{}, fmt.Errorf("there is nobody to ask: %w", err)
+	}
+	defer tty.Close() //nolint:errcheck // nothing is lost
+	line, err := terminal.Question{TTY: tty, Out: tty, Text: question}.Ask(ctx)
+	defer clear(line)
+	switch {
+	case err != nil:
+		return keys.Secret{}, err
+	case len(line) == 0:
+		return keys.Secret{}, errors.New("nothing was typed")
+	}
+	return keys.NewSecret(line), nil
+}
