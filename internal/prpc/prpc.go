@@ -19,6 +19,8 @@ import (
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
+
+	"teekms/internal/rpc"
 )
 
 // Prefix is the path below which the dialect is served.
@@ -215,6 +217,9 @@ func (h *Handler) read(r *http.Request) ([]byte, error) {
 		return nil, tooLarge
 	}
 	b, err := io.ReadAll(io.LimitReader(r.Body, h.max+1))
+	if errors.Is(err, rpc.ErrBusy) {
+		return nil, rpc.ErrBusy
+	}
 	if err != nil {
 		return nil, errors.New("request body: could not be read to its end")
 	}

@@ -38,8 +38,8 @@ func (s *idSource) text(count uint64) string {
 	return string(strconv.AppendUint(append(b[:0], s.prefix...), count, 36))
 }
 
-// call is what is known of one HTTP request. The handler goroutine alone
-// touches it.
+// call is what is known of one HTTP request. But for pending the handler
+// goroutine alone touches it.
 type call struct {
 	http.ResponseWriter
 	ids       *idSource
@@ -58,6 +58,10 @@ type call struct {
 	code   connect.Code
 	err    error
 	status int
+	// pending is what it holds before its turn; other goroutines touch that,
+	// under a mutex. body counts what arrives.
+	pending pending
+	body    body
 }
 
 // id is the request id, made when somebody asks for it.
@@ -124,6 +128,7 @@ func RequestID(ctx context.Context) string {
 // finish is deferred by Wrap: it recovers from a panic below the handlers, and
 // counts and logs the call.
 func (c *Chain) finish(call *call, r *http.Request) {
+	call.pending.release()
 	if v := recover(); v != nil {
 		if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares the value itself
 			panic(v)

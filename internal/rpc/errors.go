@@ -86,6 +86,7 @@ func baseRules() Table {
 		Is(ErrNoToken, connect.CodeUnauthenticated, ""),
 		Is(ErrWrongToken, connect.CodeUnauthenticated, ""),
 		Is(ErrTooManyTries, connect.CodeUnauthenticated, ""),
+		Is(ErrBusy, connect.CodeResourceExhausted, ""),
 		Is(context.Canceled, connect.CodeCanceled, "the call was canceled"),
 		Is(context.DeadlineExceeded, connect.CodeDeadlineExceeded, "the call took too long"),
 	}

@@ -22,6 +22,9 @@ func (c *Chain) gate(ctx context.Context, spec connect.Spec, peer connect.Peer, 
 	if err := guard.Check(header, peer.Addr); err != nil {
 		return nil, c.public(call, err)
 	}
+	if spec.StreamType == connect.StreamTypeUnary {
+		call.body.ahead = c.max + 1
+	}
 	return ctx, nil
 }
 
@@ -33,7 +36,11 @@ func (c *Chain) intercept(next connect.UnaryFunc) connect.UnaryFunc {
 		call := c.callOf(ctx)
 		ctx, cancel := context.WithTimeout(ctx, c.timeout)
 		defer cancel()
-		res, err := c.inTurn(ctx, req, next)
+		if err := c.turn(ctx, &call.pending); err != nil {
+			return nil, c.public(call, err)
+		}
+		defer func() { <-c.slots }()
+		res, err := c.recovered(ctx, req, next)
 		if err != nil {
 			return nil, c.public(call, err)
 		}
@@ -42,14 +49,23 @@ func (c *Chain) intercept(next connect.UnaryFunc) connect.UnaryFunc {
 	}
 }
 
-// inTurn calls next when fewer calls are in work than may be.
-func (c *Chain) inTurn(ctx context.Context, req connect.AnyRequest, next connect.UnaryFunc) (connect.AnyResponse, error) {
+// turn returns nil when the call has its turn: fewer are in work than may be.
+func (c *Chain) turn(ctx context.Context, p *pending) error {
 	select {
 	case c.slots <- struct{}{}:
-		defer func() { <-c.slots }()
-		return c.recovered(ctx, req, next)
+		p.release()
+		return nil
+	default:
+	}
+	select {
+	case c.slots <- struct{}{}:
+		p.release()
+		return nil
+	case <-p.wait():
+		p.hurry()
+		return ErrBusy
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 

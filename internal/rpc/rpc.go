@@ -32,6 +32,9 @@ const (
 // the procedure is open. A procedure that is not listed is refused.
 type Access map[string]*Bearer
 
+// smallMessage bounds the messages of health and reflection, in bytes.
+const smallMessage = 16 << 10
+
 // Config of a [Chain].
 type Config struct {
 	// Log gets the access log and the causes of errors. Required.
@@ -59,6 +62,11 @@ type Config struct {
 	// Concurrency bounds the calls in work at once; more wait for their turn,
 	// within Timeout. 0 means DefaultConcurrency.
 	Concurrency int
+	// Pending bounds what calls hold until they have their turn, in bytes: their
+	// messages as these arrive, and what a call itself takes. Beyond it the
+	// connection that holds the most loses its calls that wait, with ErrBusy. 0
+	// means DefaultPending, or eight messages where that is more.
+	Pending int
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -74,6 +82,7 @@ type Chain struct {
 	max     int
 	timeout time.Duration
 	slots   chan struct{} // holds a token per call in work
+	intake  *intake
 	now     func() time.Time
 	ids     *idSource
 }
@@ -106,6 +115,10 @@ func New(c Config) (*Chain, error) {
 		c.Concurrency = DefaultConcurrency
 	}
 	ch.slots = make(chan struct{}, c.Concurrency)
+	if c.Pending <= 0 {
+		c.Pending = max(DefaultPending, minPending*ch.max)
+	}
+	ch.intake = &intake{limit: c.Pending, holders: make(map[string]*holder)}
 	if ch.now == nil {
 		ch.now = time.Now //nolint:forbidigo // the default of an injected clock
 	}
@@ -137,7 +150,7 @@ func (c *Chain) Options(enc *Encodings) []connect.HandlerOption {
 func (c *Chain) Common() []connect.HandlerOption {
 	return []connect.HandlerOption{
 		connect.WithCompression("gzip", nil, nil),
-		connect.WithReadMaxBytes(c.max),
+		connect.WithReadMaxBytes(min(c.max, smallMessage)),
 		connect.WithCodec(protoCodec{}),
 		connect.WithCodec(jsonCodec{name: "json"}),
 		connect.WithCodec(jsonCodec{name: "json; charset=utf-8"}),
@@ -152,10 +165,12 @@ func (c *Chain) Wrap(next http.Handler) http.Handler {
 		call.certified = r.TLS != nil && len(r.TLS.PeerCertificates) > 0
 		defer c.finish(call, r)
 		r = r.WithContext(withCall(r.Context(), call))
+		call.pending.in, call.pending.w, call.pending.request = c.intake, w, r
 		if r.Body != nil && r.Body != http.NoBody {
 			// Connect reads what is too large to its end, to keep the
 			// connection; this is where that ends.
-			r.Body = http.MaxBytesReader(w, r.Body, 2*int64(c.max))
+			call.body = body{ReadCloser: http.MaxBytesReader(w, r.Body, 2*int64(c.max)), pending: &call.pending}
+			r.Body = &call.body
 		}
 		next.ServeHTTP(call, r)
 	})

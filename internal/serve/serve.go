@@ -77,6 +77,10 @@ type Config struct {
 	Log *zap.Logger
 }
 
+// window is how much of a message may be on its way before it is read, in bytes:
+// most messages are smaller. A connection may have twice that.
+const window = 64 << 10
+
 // Listen opens a TCP address "host:port"; 0.0.0.0 is IPv4 alone, :: is both. An
 // address that somebody else listens on is an error whose whole text is what
 // operators know to look for: "Address already in use (os error 98): ADDR".
@@ -155,7 +159,9 @@ func newServer(c Config, limits Limits) (*http.Server, error) {
 		ConnContext:       c.ConnContext,
 		ErrorLog:          errorLog,
 		Protocols:         new(http.Protocols),
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: limits.Streams},
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: limits.Streams, MaxReceiveBufferPerConnection: 2 * window, MaxReceiveBufferPerStream: window,
+		},
 	}
 	srv.Protocols.SetHTTP1(true)
 	if c.TLS == nil {

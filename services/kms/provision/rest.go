@@ -138,6 +138,9 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return n, tooLarge(b.limit)
 	}
+	if errors.Is(err, rpc.ErrBusy) {
+		return n, refuse(http.StatusServiceUnavailable, rpc.ErrBusy.Error())
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return n, refuse(http.StatusRequestTimeout, "the body did not arrive in time")
 	}
