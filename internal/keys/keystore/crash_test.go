@@ -30,6 +30,26 @@ type scenario struct {
 	clean func(d *durabletest.Disk) error
 	// undoing asks for crashes while a failure is undone.
 	undoing bool
+	// sealers are those that the directory may be sealed to; without them it is
+	// plain.
+	sealers []keystore.Sealer
+	// traces tells disks from one another whose files are equal, by what was
+	// removed from them.
+	traces func(d *durabletest.Disk) string
+}
+
+// open opens the directory as a process does that knows all sealers.
+func (sc scenario) open(fsys durable.FS) (*keystore.Store, error) {
+	s, _, err := openAny(fsys, sc.sealers...)
+	return s, err
+}
+
+func (sc scenario) key(d *durabletest.Disk, announced bool) string {
+	key := fmt.Sprint(announced, d.Fingerprint())
+	if sc.traces != nil {
+		key += sc.traces(d)
+	}
+	return key
 }
 
 func crashFaults() []durabletest.Fault {
@@ -126,13 +146,13 @@ type judge struct {
 
 func (j *judge) judge(t *testing.T, d *durabletest.Disk, announced bool, what string) {
 	t.Helper()
-	key := fmt.Sprint(announced, d.Fingerprint())
+	key := j.sc.key(d, announced)
 	err, ok := j.seen[key]
 	if !ok {
 		err = j.sc.check(d, announced)
 		j.seen[key] = err
 		j.count.add("different disks")
-		if k := kind(d, announced); err == nil && !j.recovered[k] {
+		if k := j.sc.kind(d, announced); err == nil && !j.recovered[k] {
 			j.recovered[k] = true
 			j.again(t, d, announced, what)
 		}
@@ -145,9 +165,9 @@ func (j *judge) judge(t *testing.T, d *durabletest.Disk, announced bool, what st
 // kind is equal for disks with the same files in the same stages of being
 // written: what recovery does depends on nothing else, while keys made at random
 // make every disk different.
-func kind(d *durabletest.Disk, announced bool) string {
+func (sc scenario) kind(d *durabletest.Disk, announced bool) string {
 	var b strings.Builder
-	files := d.Files(crashDir)
+	files, before := d.Files(crashDir), sc.start.Files(crashDir)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		state := "whole"
 		switch text := files[name]; {
@@ -157,18 +177,26 @@ func kind(d *durabletest.Disk, announced bool) string {
 			state = "zeros"
 		case strings.HasPrefix(text, "-") && !strings.HasSuffix(text, "-----\n"), strings.HasPrefix(text, "teekms") && !strings.HasSuffix(text, "\n"):
 			state = "torn"
+		case strings.HasPrefix(text, "age-"):
+			state = fmt.Sprint(len(text)) // torn ones are shorter
+		}
+		if name := strings.TrimSuffix(strings.TrimPrefix(name, ".stage/"), ".old"); len(sc.sealers) > 0 && before[name] != "" && files[name] == before[name] {
+			state += " as at the start"
 		}
 		fmt.Fprintln(&b, name, state)
+	}
+	if sc.traces != nil {
+		b.WriteString(sc.traces(d))
 	}
 	return fmt.Sprint(announced, b.String())
 }
 
 // again crashes the process that recovers, at every call, and looks what the one
-// after it finds.
+// after it finds. Where there are seals, every call fails too.
 func (j *judge) again(t *testing.T, d *durabletest.Disk, announced bool, what string) {
 	t.Helper()
 	dry := d.Clone().FS(durabletest.Plan{})
-	if _, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: dry, Now: clock}); err != nil {
+	if _, err := j.sc.open(dry); err != nil {
 		t.Errorf("%s: %s: Open = %v, want nil", j.sc.name, what, err)
 		return
 	}
@@ -176,21 +204,35 @@ func (j *judge) again(t *testing.T, d *durabletest.Disk, announced bool, what st
 		if strings.HasPrefix(call, "read") || strings.HasPrefix(call, "stat") {
 			continue // as after the call before it
 		}
-		second := d.Clone()
-		_, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: second.FS(durabletest.Plan{Step: step + 1, Fault: durabletest.CrashAfter}), Now: clock})
-		for _, o := range []durabletest.Outcome{durabletest.Lost(), durabletest.Random(uint64(step))} {
-			after := second.Crash(o)
-			key := fmt.Sprint(announced, after.Fingerprint())
-			err2, ok := j.seen[key]
-			if !ok {
-				err2 = j.sc.check(after, announced)
-				j.seen[key] = err2
-				j.count.add("different disks")
+		plans := []durabletest.Plan{{Fault: durabletest.CrashAfter}}
+		if strings.HasPrefix(call, "overwrite") {
+			plans = append(plans, durabletest.Plan{Fault: durabletest.CrashTorn})
+		}
+		if len(j.sc.sealers) > 0 {
+			plans = append(plans, durabletest.Plan{Fault: durabletest.FailBefore, Err: syscall.EIO}, durabletest.Plan{Fault: durabletest.FailAfter, Err: syscall.ENOSPC})
+		}
+		for _, p := range plans {
+			p.Step = step + 1
+			second := d.Clone()
+			_, err := j.sc.open(second.FS(p))
+			if p.Fault.Crashes() {
+				j.count.add("crashes of recovery")
+			} else {
+				j.count.add("failures of recovery")
 			}
-			if err2 != nil {
-				t.Errorf("%s: %s; then crash of recovery (%v) after %s, %s: %v", j.sc.name, what, err, call, o.Name, err2)
+			for _, o := range []durabletest.Outcome{durabletest.Lost(), durabletest.Random(uint64(step))} {
+				after := second.Crash(o)
+				key := j.sc.key(after, announced)
+				err2, ok := j.seen[key]
+				if !ok {
+					err2 = j.sc.check(after, announced)
+					j.seen[key] = err2
+					j.count.add("different disks")
+				}
+				if err2 != nil {
+					t.Errorf("%s: %s; then %v of recovery (%v) at %s, %s: %v", j.sc.name, what, p.Fault, err, call, o.Name, err2)
+				}
 			}
-			j.count.add("crashes of recovery")
 		}
 	}
 }
@@ -221,13 +263,19 @@ func isEmpty(d *durabletest.Disk) error {
 }
 
 // bootstrap is a scenario that fills a directory.
-func bootstrap(t *testing.T, name string, start *durabletest.Disk, b *keystore.Bundle, count *tally) scenario {
+func bootstrap(t *testing.T, name string, start *durabletest.Disk, b *keystore.Bundle, count *tally, sealers ...keystore.Sealer) scenario {
 	other := newBundle(t)
+	var sealer keystore.Sealer
+	if len(sealers) > 0 {
+		sealer = sealers[0]
+	}
+	secret := secretsOf(keystore.PlainFiles(b))
 	return scenario{
-		name:  name,
-		start: start,
+		name:    name,
+		start:   start,
+		sealers: sealers,
 		run: func(fsys durable.FS) (bool, error) {
-			s, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: fsys, Now: clock})
+			s, err := openSealed(fsys, sealer)
 			if err != nil {
 				return false, err
 			}
@@ -236,7 +284,10 @@ func bootstrap(t *testing.T, name string, start *durabletest.Disk, b *keystore.B
 		},
 		check: func(d *durabletest.Disk, announced bool) error {
 			d = d.Clone()
-			s, err := keystore.Open(context.Background(), keystore.Config{Dir: crashDir, FS: d.FS(durabletest.Plan{}), Now: clock})
+			if found := secret.in(d.Contents()); sealer != nil && len(found) > 0 {
+				return fmt.Errorf("in the clear on the disk: %v", found)
+			}
+			s, err := openSealed(d.FS(durabletest.Plan{}), sealer)
 			switch {
 			case err != nil:
 				return fmt.Errorf("open = %w, want empty or complete", err)
@@ -314,9 +365,10 @@ func TestNothingHalfDone(t *testing.T) {
 		t.Parallel()
 		renewal(t, &count).enumerate(t, &count)
 	})
+	sealedScenarios(t, &count)
 	t.Cleanup(func() {
 		count.floor(t, map[string]int{
-			"scenarios": 5, "crashes": 10000, "crashes of recovery": 10000, "crashes while a failure is undone": 5000, "different disks": 1000,
+			"scenarios": 11, "crashes": 10000, "crashes of recovery": 10000, "crashes while a failure is undone": 5000, "different disks": 1000,
 			"failures with input/output error": 5000, "failures with no space left on device": 5000,
 			"failures with read-only file system": 5000, "failures that left nothing behind": 500,
 			"found empty": 50, "found complete": 50,

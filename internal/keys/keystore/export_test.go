@@ -15,3 +15,13 @@ func MarkedFiles(text []byte) ([]string, bool) {
 
 // MarshalMarker writes what MarkedFiles reads.
 func MarshalMarker(files map[string][]byte) []byte { return marshalMarker(files) }
+
+// PlainFiles returns the private files of a bundle as they would be without
+// seals.
+func PlainFiles(b *Bundle) map[string][]byte {
+	all, err := b.files()
+	if err != nil {
+		panic(err) // the bundle was made with valid keys
+	}
+	return all.private()
+}
