@@ -81,7 +81,7 @@ func parseRecipient(text string) (recipient, error) {
 		return recipient{}, errors.New("is empty")
 	case strings.HasPrefix(upper, "AGE-SECRET-KEY-"), strings.HasPrefix(upper, "AGE-PLUGIN-"), strings.Contains(upper, "PRIVATE KEY"):
 		return recipient{}, errors.New("is a secret key, not a recipient: remove it here and consider it known to others")
-	case len(text) > maxRecipient || strings.IndexFunc(text, func(c rune) bool { return c < ' ' || c > '~' }) >= 0:
+	case len(text) > maxRecipient || !printable(text):
 		return recipient{}, errors.New("is too long, or not one line of printable ASCII")
 	case strings.HasPrefix(text, "ssh-"):
 		return parseSSH(text)
@@ -164,8 +164,8 @@ func (r recipient) wrap(ctx context.Context, fileKey []byte) ([]*age.Stanza, []s
 	if r.plugin == "" {
 		return wrapWithLabels(r.to, fileKey)
 	}
-	if os.Getenv("AGEDEBUG") != "" {
-		return nil, nil, errors.New("AGEDEBUG is set, with which the library prints what it tells a plugin, the file key too")
+	if err := checkDebug(); err != nil {
+		return nil, nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, pluginTimeout)
 	defer cancel()
@@ -186,6 +186,15 @@ func (r recipient) wrap(ctx context.Context, fileKey []byte) ([]*age.Stanza, []s
 		}
 	}
 	return w.stanzas, w.labels, nil
+}
+
+// checkDebug refuses to run a plugin where the library would print what it
+// tells it.
+func checkDebug() error {
+	if os.Getenv("AGEDEBUG") == "plugin" {
+		return errors.New("AGEDEBUG=plugin is set, with which age prints file keys: unset it")
+	}
+	return nil
 }
 
 // wrapWithLabels wraps as age does, with labels where there are some.

@@ -62,5 +62,5 @@ func describeGuestAgent(args []string) string {
 
 // validPath reports whether p can be an argument of a stanza.
 func validPath(p string) bool {
-	return p != "" && len(p) <= maxPath && strings.IndexFunc(p, func(c rune) bool { return c <= ' ' || c > '~' }) < 0
+	return p != "" && len(p) <= maxPath && printable(p) && !strings.Contains(p, " ")
 }

@@ -2,6 +2,7 @@ package seal
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -16,8 +17,9 @@ const (
 	maxFile     = 2 << 20  // bytes of a sealed file
 	maxHeader   = 64 << 10 // bytes of its header
 	maxStanzas  = 64
-	maxArgs     = 14   // of one stanza: version, twelve, salt
+	maxArgs     = 12   // of one key source
 	maxArg      = 4096 // bytes of one
+	maxKind     = 32   // bytes of the name of a kind, known or not
 	maxPayload  = 1 << 20
 	maxFiles    = 16
 	maxUnixTime = 253402300799 // the year 9999
@@ -109,8 +111,6 @@ func parseHeader(name string, stanzas []*age.Stanza) (*Header, error) {
 	for i, s := range stanzas {
 		var err error
 		switch {
-		case len(s.Args) > maxArgs || slices.ContainsFunc(s.Args, func(a string) bool { return len(a) > maxArg }):
-			err = fmt.Errorf("stanza %d has too many arguments, or too long ones", i+1)
 		case (i == 0) != (s.Type == stanzaFile):
 			err = fmt.Errorf("its header must begin with the only %s stanza", stanzaFile)
 		case s.Type == stanzaFile:
@@ -138,8 +138,11 @@ func (h *Header) readFile(name string, s *age.Stanza) error {
 	if len(s.Args) != 4 || len(s.Body) != 0 {
 		return fmt.Errorf("its %s stanza is malformed", stanzaFile)
 	}
+	if !validPath(s.Args[1]) {
+		return fmt.Errorf("the name in its %s stanza is malformed", stanzaFile)
+	}
 	if s.Args[1] != name {
-		return fmt.Errorf("it holds %s: the files were mixed up", s.Args[1])
+		return fmt.Errorf("it holds %s: files were mixed up", s.Args[1])
 	}
 	set, err := encoding().DecodeString(s.Args[2])
 	if err != nil || len(set) != len(h.Set) {
@@ -163,7 +166,7 @@ func (h *Header) readEscrow(s *age.Stanza) error {
 	}
 	h.Recipients = strings.Split(string(s.Body), "\n")
 	for _, r := range h.Recipients {
-		if r == "" || strings.IndexFunc(r, func(c rune) bool { return c < ' ' || c > '~' }) >= 0 {
+		if r == "" || !printable(r) {
 			return fmt.Errorf("its %s stanza is malformed", stanzaEscrow)
 		}
 	}
@@ -175,6 +178,9 @@ func (h *Header) readEscrow(s *age.Stanza) error {
 // known yet hinders no other from opening.
 func (h *Header) readOwn(s *age.Stanza) error {
 	kind := Kind(strings.TrimPrefix(s.Type, stanzaPrefix))
+	if kind == "" || len(kind) > maxKind {
+		return errors.New("it has a stanza of ours with a malformed name")
+	}
 	if _, ok := h.own[kind]; ok {
 		return fmt.Errorf("it has two %s stanzas", s.Type)
 	}
@@ -191,8 +197,29 @@ func (h *Header) readOwn(s *age.Stanza) error {
 	if err != nil || len(salt) != saltSize {
 		return fmt.Errorf("the salt of its %s stanza is malformed", s.Type)
 	}
+	if err := checkArgs(s.Args[1:last]); err != nil {
+		return fmt.Errorf("its %s stanza: %w", s.Type, err)
+	}
 	h.own[kind] = ownStanza{args: s.Args[1:last], salt: salt, body: s.Body}
 	return nil
+}
+
+// checkArgs bounds the arguments of a key source.
+func checkArgs(args []string) error {
+	if len(args) > maxArgs {
+		return fmt.Errorf("its %d arguments are over the %d that a key source may have", len(args), maxArgs)
+	}
+	for _, a := range args {
+		if a == "" || len(a) > maxArg || !printable(a) || strings.Contains(a, " ") {
+			return errors.New("an argument is empty, too long or not printable")
+		}
+	}
+	return nil
+}
+
+// printable reports whether s is of printable ASCII and spaces.
+func printable(s string) bool {
+	return strings.IndexFunc(s, func(c rune) bool { return c < ' ' || c > '~' }) < 0
 }
 
 // describe fills Seals.

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"filippo.io/age"
+	"filippo.io/age/plugin"
 
 	"teekms/internal/keys"
 )
@@ -37,7 +38,7 @@ type found struct {
 // [*OpenError]; every error names a file. The keys found are forgotten when it
 // returns.
 func (s *Set) Open(ctx context.Context, files map[string][]byte) (map[string]keys.Secret, error) {
-	return open(ctx, &opening{seals: s.cfg.Seals, identities: s.cfg.Identities}, files)
+	return open(ctx, &opening{seals: s.cfg().Seals, identities: s.cfg().Identities}, files)
 }
 
 func open(ctx context.Context, o *opening, files map[string][]byte) (map[string]keys.Secret, error) {
@@ -58,7 +59,7 @@ func open(ctx context.Context, o *opening, files map[string][]byte) (map[string]
 // file opens one file whose header was read as want.
 func (o *opening) file(ctx context.Context, want *Header, data []byte) (keys.Secret, error) {
 	name := want.Name
-	unwrapped := false
+	opened := false
 	r, err := age.Decrypt(bytes.NewReader(data), identity(func(stanzas []*age.Stanza) ([]byte, error) {
 		// These are the stanzas that age authenticates next, so what was read
 		// before must be true of them.
@@ -70,11 +71,13 @@ func (o *opening) file(ctx context.Context, want *Header, data []byte) (keys.Sec
 			return nil, refused(name, "%w", err)
 		}
 		fileKey, err := o.fileKey(ctx, h, stanzas)
-		unwrapped = err == nil
+		opened = err == nil
 		return fileKey, err
 	}))
 	switch {
-	case err != nil && unwrapped:
+	case err != nil && opened:
+		// What age finds after the file key: the MAC does not hold, or there is no
+		// nonce.
 		return keys.Secret{}, refused(name, "its header was changed, or it is cut off")
 	case err != nil:
 		return keys.Secret{}, err
@@ -108,11 +111,11 @@ func (o *opening) fileKey(ctx context.Context, h *Header, stanzas []*age.Stanza)
 		if err == nil {
 			return fileKey, nil
 		}
-		fail(s.kind, err)
 		if o.found[s.kind].proven {
-			// The right key does not open it: no other seal will help.
-			return nil, failure
+			// The right key does not open it: no other seal need be tried.
+			return nil, refused(h.Name, "its %s%s stanza is damaged", stanzaPrefix, s.kind)
 		}
+		fail(s.kind, err)
 	}
 	for _, d := range h.Seals {
 		switch {
@@ -168,7 +171,14 @@ func (o *opening) bySeal(ctx context.Context, s Seal, h *Header) ([]byte, error)
 func (o *opening) byIdentity(ctx context.Context, stanzas []*age.Stanza) ([]byte, error) {
 	var last error
 	for _, id := range o.identities {
-		fileKey, err := await(ctx, func() ([]byte, error) { return id.Unwrap(stanzas) })
+		fileKey, err := await(ctx, func() ([]byte, error) {
+			if _, ok := id.(*plugin.Identity); ok {
+				if err := checkDebug(); err != nil {
+					return nil, err
+				}
+			}
+			return id.Unwrap(stanzas)
+		})
 		switch {
 		case err == nil && len(fileKey) == fileKeySize:
 			return fileKey, nil

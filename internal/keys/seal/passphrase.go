@@ -130,6 +130,7 @@ func (p *passphrase) read(ctx context.Context, sealing bool) (keys.Secret, error
 			return keys.Secret{}, fmt.Errorf("reading the passphrase again: %w", err)
 		}
 		if !again.Equal(secret) {
+			p.secret = keys.Secret{} // nobody knows which of them was meant
 			return keys.Secret{}, errors.New("the two passphrases differ")
 		}
 		p.confirmed = true

@@ -37,7 +37,11 @@ func (c Config) Format(f fmt.State, _ rune) {
 }
 
 // Set seals files and opens them again. It may be used by several goroutines.
-type Set struct{ cfg Config }
+type Set struct {
+	// cfg is behind a function, into which fmt does not look when it prints what
+	// a Set is part of: an identity is a secret key.
+	cfg func() Config
+}
 
 // NewSet returns a set. It refuses one in which nothing opens, with
 // [ErrNoOpener], and two seals of one kind.
@@ -59,20 +63,20 @@ func NewSet(cfg Config) (*Set, error) {
 		cfg.Now = time.Now //nolint:forbidigo // the documented default of an optional clock
 	}
 	cfg.Seals, cfg.Identities = slices.Clone(cfg.Seals), slices.Clone(cfg.Identities)
-	return &Set{cfg: cfg}, nil
+	return &Set{cfg: func() Config { return cfg }}, nil
 }
 
 // Format writes the seals whatever the verb is.
-func (s *Set) Format(f fmt.State, _ rune) {
-	if s == nil {
-		_, _ = io.WriteString(f, "seal.Set(nil)")
+func (s Set) Format(f fmt.State, _ rune) {
+	if s.cfg == nil {
+		_, _ = io.WriteString(f, "seal.Set()")
 		return
 	}
-	_, _ = fmt.Fprintf(f, "seal.Set(%s; %d identities)", names(s.cfg.Seals), len(s.cfg.Identities))
+	_, _ = fmt.Fprintf(f, "seal.Set(%s; %d identities)", names(s.cfg().Seals), len(s.cfg().Identities))
 }
 
 // Seals returns the seals in the order in which they are tried.
-func (s *Set) Seals() []Seal { return slices.Clone(s.cfg.Seals) }
+func (s *Set) Seals() []Seal { return slices.Clone(s.cfg().Seals) }
 
 // sealing is what all files of one sealing share.
 type sealing struct {
@@ -102,13 +106,13 @@ func (s *Set) Seal(ctx context.Context, files map[string]keys.Secret) (map[strin
 			return nil, fmt.Errorf("sealing %s: %w", name, err)
 		}
 	}
-	for _, one := range s.cfg.Seals {
+	for _, one := range s.cfg().Seals {
 		if !one.Opens() {
 			continue
 		}
 		again, err := open(ctx, &opening{seals: []Seal{one}}, out)
 		if err != nil {
-			return nil, fmt.Errorf("checking what was sealed to %s: %w", one.kind, err)
+			return nil, fmt.Errorf("checking what was sealed to %s: %w", one.kind, onlyReason(err, one.kind))
 		}
 		for name := range files {
 			if !again[name].Equal(files[name]) {
@@ -141,8 +145,8 @@ func (s *Set) begin(ctx context.Context) (*sealing, error) {
 	rand.Read(id) // never fails: crypto/rand ends the program instead
 	g := &sealing{
 		id:    encoding().EncodeToString(id),
-		made:  strconv.FormatInt(s.cfg.Now().Unix(), 10),
-		seals: s.cfg.Seals,
+		made:  strconv.FormatInt(s.cfg().Now().Unix(), 10),
+		seals: s.cfg().Seals,
 		keys:  map[Kind]keys.Secret{},
 		args:  map[Kind][]string{},
 	}
@@ -150,7 +154,7 @@ func (s *Set) begin(ctx context.Context) (*sealing, error) {
 		key  keys.Secret
 		args []string
 	}
-	for _, one := range s.cfg.Seals {
+	for _, one := range s.cfg().Seals {
 		if !one.Opens() {
 			continue
 		}
@@ -161,6 +165,9 @@ func (s *Set) begin(ctx context.Context) (*sealing, error) {
 		if err != nil {
 			return nil, fmt.Errorf("sealing to %s: %w", one.kind, err)
 		}
+		if err := checkArgs(m.args); err != nil {
+			return nil, fmt.Errorf("sealing to %s: %w", one.kind, err)
+		}
 		g.keys[one.kind], g.args[one.kind] = m.key, m.args
 	}
 	return g, nil
@@ -169,11 +176,17 @@ func (s *Set) begin(ctx context.Context) (*sealing, error) {
 // encrypt returns one sealed file.
 func (g *sealing) encrypt(ctx context.Context, name string, content keys.Secret) ([]byte, error) {
 	var buf bytes.Buffer
+	var wrapErr error
 	w, err := age.Encrypt(&buf, recipients(func(fileKey []byte) ([]*age.Stanza, []string, error) {
-		return g.stanzas(ctx, name, fileKey)
+		stanzas, labels, err := g.stanzas(ctx, name, fileKey)
+		wrapErr = err
+		return stanzas, labels, err
 	}))
-	if err != nil {
-		return nil, err
+	switch {
+	case wrapErr != nil:
+		return nil, wrapErr // without age's words about its own numbering
+	case err != nil:
+		return nil, fmt.Errorf("encrypting: %w", err)
 	}
 	if buf.Len() > maxHeader {
 		return nil, fmt.Errorf("its header of %d bytes is over the %d that one may have: fewer escrow recipients", buf.Len(), maxHeader)

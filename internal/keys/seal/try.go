@@ -31,7 +31,7 @@ func (s *Set) Try(ctx context.Context, files map[string][]byte) []Attempt {
 		break // they agree
 	}
 	var out []Attempt
-	for _, one := range s.cfg.Seals {
+	for _, one := range s.cfg().Seals {
 		a := Attempt{Kind: one.kind, Configured: true, Err: err}
 		if h != nil {
 			a = s.try(ctx, one, h, files)
@@ -42,7 +42,7 @@ func (s *Set) Try(ctx context.Context, files map[string][]byte) []Attempt {
 		return out
 	}
 	for _, d := range h.Seals {
-		if slices.ContainsFunc(s.cfg.Seals, func(o Seal) bool { return o.kind == d.Kind }) {
+		if slices.ContainsFunc(s.cfg().Seals, func(o Seal) bool { return o.kind == d.Kind }) {
 			continue
 		}
 		a := Attempt{Kind: d.Kind, Detail: d.Detail, InFiles: true}
@@ -81,10 +81,10 @@ func (s *Set) try(ctx context.Context, one Seal, h *Header, files map[string][]b
 
 // tryEscrow lets the identities open the files.
 func (s *Set) tryEscrow(ctx context.Context, files map[string][]byte) error {
-	if len(s.cfg.Identities) == 0 {
+	if len(s.cfg().Identities) == 0 {
 		return errors.New("opens only with the key of its holder")
 	}
-	_, err := open(ctx, &opening{identities: s.cfg.Identities}, files)
+	_, err := open(ctx, &opening{identities: s.cfg().Identities}, files)
 	return onlyReason(err, KindEscrow)
 }
 
