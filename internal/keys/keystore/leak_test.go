@@ -57,6 +57,15 @@ func secretsOf(files map[string][]byte) secrets {
 	return all
 }
 
+// whole are the first forms alone, in which the files themselves are found.
+func (s secrets) whole() secrets {
+	some := secrets{}
+	for name, forms := range s {
+		some[name] = []string{forms[2], forms[len(forms)-2]}
+	}
+	return some
+}
+
 // in returns the names of the files of which something is in one of the texts.
 func (s secrets) in(texts []string) []string {
 	var found []string

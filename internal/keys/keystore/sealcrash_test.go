@@ -18,14 +18,14 @@ func sealedScenarios(t *testing.T, count *tally) {
 	here, there := repeat(sealTo(t, "here")), repeat(sealTo(t, "there"))
 	t.Run("sealed bootstrap", func(t *testing.T) {
 		t.Parallel()
-		sc := bootstrap(t, "sealed bootstrap", durabletest.NewDisk(crashDir), newBundle(t), count, here)
-		sc.undoing = true
-		sc.enumerate(t, count)
+		bootstrap(t, "sealed bootstrap", durabletest.NewDisk(crashDir), newBundle(t), count, here).enumerate(t, count)
 	})
 	t.Run("plain to sealed", func(t *testing.T) {
 		t.Parallel()
 		start, b := filledDisk(t, crashDir)
-		reseal("plain to sealed", start, b, nil, here, count).enumerate(t, count)
+		sc := reseal("plain to sealed", start, b, nil, here, count)
+		sc.undoing = true
+		sc.enumerate(t, count)
 	})
 	t.Run("sealed to sealed", func(t *testing.T) {
 		t.Parallel()
@@ -34,8 +34,10 @@ func sealedScenarios(t *testing.T, count *tally) {
 	})
 	t.Run("adoption, then sealed", func(t *testing.T) {
 		t.Parallel()
-		sc := adoption(t, count)
-		adoptThenSeal(sc, here, count).enumerate(t, count)
+		start, b := adopted(t)
+		sc := reseal("adoption, then sealed", start, b, nil, here, count)
+		sc.lean = true
+		sc.enumerate(t, count)
 	})
 	t.Run("repair of a sealed directory", func(t *testing.T) {
 		t.Parallel()
@@ -50,10 +52,11 @@ func sealedScenarios(t *testing.T, count *tally) {
 // reseal is a scenario that seals a directory anew, from nil: from plain files.
 func reseal(name string, start *durabletest.Disk, b *keystore.Bundle, from, to keystore.Sealer, count *tally) scenario {
 	before, secret := start.Files(crashDir), secretsOf(keystore.PlainFiles(b))
+	whole := secret.whole()
 	sc := scenario{
-		name: name, start: start, undoing: true,
+		name: name, start: start,
 		sealers: []keystore.Sealer{to},
-		traces:  func(d *durabletest.Disk) string { return fmt.Sprint(secret.in(d.Contents())) },
+		traces:  func(d *durabletest.Disk) string { return fmt.Sprint(whole.in(d.Contents())) },
 		run: func(fsys durable.FS) (bool, error) {
 			s, err := openSealed(fsys, from)
 			if err != nil {
@@ -96,7 +99,7 @@ func reseal(name string, start *durabletest.Disk, b *keystore.Bundle, from, to k
 		if _, err := allSealed(d.Files(crashDir)); err != nil {
 			return err
 		}
-		if err := completeWith(s, d, b); err != nil {
+		if err := completeWith(s, d, b); err != nil || opener == to {
 			return err
 		}
 		// What was found can be sealed on.
@@ -120,47 +123,21 @@ func sameFiles(want, got map[string]string) error {
 	return fmt.Errorf("files = %v, want %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 }
 
-// adoptThenSeal adopts the directory of another KMS and seals it.
-func adoptThenSeal(sc scenario, to keystore.Sealer, count *tally) scenario {
-	plain := sc.check
-	sc.name, sc.sealers = "adoption, then sealed", []keystore.Sealer{to}
-	files := sc.start.Files(crashDir)
-	secret := secretsOf(map[string][]byte{
-		"root-ca.key": []byte(files["root-ca.key"]), "root-k256.key": []byte(files["root-k256.key"]), "rpc.key": []byte(files["rpc.key"]),
-	})
-	sc.traces = func(d *durabletest.Disk) string { return fmt.Sprint(secret.in(d.Contents())) }
-	sc.run = func(fsys durable.FS) (bool, error) {
-		s, err := openSealed(fsys, nil)
-		if err != nil {
-			return false, err
-		}
-		err = s.Reseal(context.Background(), to)
-		return err == nil || errors.Is(err, keystore.ErrNotWiped), err
+// adopted returns the directory of another KMS that has all it needs, but no
+// record and keys that others may read.
+func adopted(t *testing.T) (*durabletest.Disk, *keystore.Bundle) {
+	b, err := keystore.NewBundle(newRoots(t), testDomain, nil, clock())
+	if err != nil {
+		t.Fatal(err)
 	}
-	sc.check = func(d *durabletest.Disk, announced bool) error {
-		d = d.Clone()
-		s, opener, err := openAny(d.FS(durabletest.Plan{}), to)
-		switch {
-		case err != nil:
-			return fmt.Errorf("open = %w, want adopted or sealed", err)
-		case opener == nil && announced:
-			return errors.New("found plain, want the announced sealing")
-		case opener == nil:
-			return plain(d, announced)
-		}
-		count.add("adopted and sealed")
-		if found := secret.in(d.Contents()); len(found) > 0 {
-			return fmt.Errorf("sealed, but still in the clear on the disk: %v", found)
-		}
-		if string(s.Roots().K256Raw().Bytes()) != files["root-k256.key"] || s.Roots().CAPEM().Len() != len(files["root-ca.key"]) || s.Domain() != "other.example.com" {
-			return errors.New("other root keys or domain than were adopted")
-		}
-		if _, err := allSealed(d.Files(crashDir)); err != nil {
-			return err
-		}
-		return onlyOurs(d, "rpc-domain")
+	d := durabletest.NewDisk(crashDir)
+	if err := open(t, crashDir, d.FS(durabletest.Plan{})).Commit(t.Context(), b); err != nil {
+		t.Fatal(err)
 	}
-	return sc
+	for _, name := range privateNames() {
+		d.Put(crashDir+"/"+name, []byte(d.Files(crashDir)[name]), 0o644)
+	}
+	return d.Clone(), b
 }
 
 // repairSealed opens a sealed directory that lacks two keys and a certificate.
@@ -172,7 +149,7 @@ func repairSealed(t *testing.T, sealer keystore.Sealer, count *tally) scenario {
 	start.Put(crashDir+"/root-ca.key", []byte(start.Files(crashDir)["root-ca.key"]), 0o644)
 	secret := secretsOf(keystore.PlainFiles(b))
 	return scenario{
-		name: "repair of a sealed directory", start: start, sealers: []keystore.Sealer{sealer},
+		name: "repair of a sealed directory", start: start, lean: true, sealers: []keystore.Sealer{sealer},
 		run: func(fsys durable.FS) (bool, error) {
 			_, err := openSealed(fsys, sealer)
 			return err == nil, err
@@ -200,7 +177,7 @@ func renewSealed(t *testing.T, sealer keystore.Sealer, count *tally) scenario {
 	start, b := filledSealed(t, sealer)
 	before := start.Files(crashDir)
 	return scenario{
-		name: "renewal in a sealed directory", start: start, sealers: []keystore.Sealer{sealer},
+		name: "renewal in a sealed directory", start: start, lean: true, sealers: []keystore.Sealer{sealer},
 		run: func(fsys durable.FS) (bool, error) {
 			s, err := openSealed(fsys, sealer)
 			if err != nil {
