@@ -137,6 +137,19 @@ func (d *Disk) Contents() []string {
 	return all
 }
 
+// Removed is [Disk.Contents] of the files that have no name any more.
+func (d *Disk) Removed() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var gone []string
+	for _, n := range d.files {
+		if d.root.names(n) == 0 {
+			gone = append(gone, string(n.data), string(n.stable))
+		}
+	}
+	return gone
+}
+
 // names counts the names of a file below a directory.
 func (n *node) names(file *node) int {
 	count := 0
