@@ -72,6 +72,10 @@ func TestHeaderThatIsNotOursIsRefused(t *testing.T) {
 		{"escrow's key moved", func(s []string) []string { s[3], s[4] = s[4], s[3]; return s }, "its header was changed, or it is cut off"},
 		{"stanza of somebody added", func(s []string) []string { return append(s, "somebody 1 2\nAAAA") }, "its header was changed, or it is cut off"},
 		{"seal of a later version added", func(s []string) []string { return append(s, "teekms-moon v1 2\nAAAA") }, "it is not sealed as root-ca.key is"},
+		{"seal with another argument", func(s []string) []string {
+			s[2] = strings.Replace(s[2], "teekms-tpm v1 ", "teekms-tpm v1 X", 1)
+			return s
+		}, "it is not sealed as root-ca.key is"},
 		{"seal without arguments", func(s []string) []string { s[2] = "teekms-tpm v1\nAAAA"; return s }, "its teekms-tpm stanza is malformed"},
 		{"seal with a short salt", func(s []string) []string { s[2] = "teekms-tpm v1 x AAAA\nAAAA"; return s }, "the salt of its teekms-tpm stanza is malformed"},
 		{"seal with many arguments", func(s []string) []string {
@@ -114,8 +118,6 @@ func TestHeaderThatIsNotOursIsRefused(t *testing.T) {
 // salt is a well-formed one.
 const salt = "AAAAAAAAAAAAAAAAAAAAAA"
 
-// TestNamesAreCheckedUnderTheMAC gives the file a header that was authenticated,
-// by somebody who has its file key: what counts is what the file says.
 func TestFilesThatAreNotOfOneSealingAreRefused(t *testing.T) {
 	set := newSet(t, tpm(), passphrase("correct horse"))
 	files, older := sealed(t, set), sealed(t, set)

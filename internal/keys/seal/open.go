@@ -67,8 +67,8 @@ func (o *opening) file(ctx context.Context, want *Header, data []byte) (keys.Sec
 		if err != nil {
 			return nil, err
 		}
-		if err := sameSealing(want, h); err != nil {
-			return nil, refused(name, "%w", err)
+		if sameSealing(want, h) != nil {
+			return nil, refused(name, "it was changed while it was opened")
 		}
 		fileKey, err := o.fileKey(ctx, h, stanzas)
 		opened = err == nil
