@@ -167,7 +167,7 @@ func TestFilesThatAreNotOfOneSealingAreRefused(t *testing.T) {
 		t.Errorf("Open(one file of the set) = %v, want it", err)
 	}
 	got, err = set.Open(t.Context(), older)
-	wantPlain(t, got, err) // a whole older sealing opens: docs/seal.md#not
+	wantPlain(t, got, err) // a whole older sealing opens: docs/seal.md#limits
 }
 
 // TestAFileOfAgeIsNotOurs has an escrow's key encrypt a file as the age command
