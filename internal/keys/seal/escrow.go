@@ -83,7 +83,7 @@ func parseRecipient(text string) (recipient, error) {
 		return recipient{}, errors.New("is a secret key, not a recipient: remove it here and consider it known to others")
 	case len(text) > maxRecipient || !printable(text):
 		return recipient{}, errors.New("is too long, or not one line of printable ASCII")
-	case strings.HasPrefix(text, "ssh-"):
+	case strings.HasPrefix(text, "ssh-"), strings.HasPrefix(text, "ecdsa-"), strings.HasPrefix(text, "sk-"):
 		return parseSSH(text)
 	case strings.HasPrefix(text, "age1pq1"):
 		return native(age.ParseHybridRecipient(text))

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdh"
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/pem"
@@ -217,6 +219,11 @@ func TestPostQuantumAndClassicRecipientsAreNotMixed(t *testing.T) {
 			t.Errorf("Seal(post-quantum and classic) = %v, want %q", err, want)
 		}
 	}
+	odd, _ := installPlugin(t, "tkodd")
+	_, err = newSet(t, tpm(), escrow(t, c, odd)).Seal(t.Context(), plain())
+	if want := "sealing root-ca.key: encrypting to escrow recipient 2: cannot be mixed with the recipients before it"; err == nil || err.Error() != want {
+		t.Errorf("Seal(a plugin with a label of its own) = %v, want %q", err, want)
+	}
 	set := newSet(t, tpm(), escrow(t, p, pqPlugin))
 	got, err := set.Open(t.Context(), sealed(t, set))
 	wantPlain(t, got, err)
@@ -262,6 +269,11 @@ func TestRecipientErrorsNameThePositionAndNeverTheText(t *testing.T) {
 	good := id.Recipient().String()
 	edLine, edText := ed25519Key(t)
 	weak, _ := rsaKey(t, 1024)
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ecLine, _ := sshKey(t, ec)
 	_, pluginKey := installPlugin(t, "tkvault")
 	const secret = "is a secret key, not a recipient: remove it here and consider it known to others"
 	const malformed = "is malformed: a character is wrong or missing"
@@ -284,7 +296,8 @@ func TestRecipientErrorsNameThePositionAndNeverTheText(t *testing.T) {
 		{"two lines", edLine + "\n" + edLine, "is too long, or not one line of printable ASCII"},
 		{"long", "age1" + strings.Repeat("q", 9000), "is too long, or not one line of printable ASCII"},
 		{"post-quantum, a letter short", pq.Recipient().String()[:100], malformed},
-		{"ssh of another kind", "ecdsa-sha2-nistp256 AAAA", "is none: age1…, ssh-ed25519 … or ssh-rsa … is expected"},
+		{"ssh of another kind", ecLine, "is an ssh key of a kind that cannot be encrypted to: ssh-ed25519 and ssh-rsa can"},
+		{"ssh of another kind, cut off", "ecdsa-sha2-nistp256 AAAA", "is no ssh public key"},
 		{"ssh cut off", edLine[:40], "is no ssh public key"},
 		{"weak ssh-rsa", weak, "cannot be encrypted to: RSA key size is too small"},
 		{"plugin, a letter wrong", "age1tkvault1qqqqqqqq", malformed},

@@ -102,4 +102,10 @@ func TestFilesThatChangeWhileTheyAreOpenedAreRefused(t *testing.T) {
 	}
 	set = newSet(t, seal.New(seal.KindTPM, meddling{same, func() { copy(files["rpc.key"], older["rpc.key"]) }}))
 	wantRefusal(t, set, files, "cannot open rpc.key: it was changed while it was opened")
+
+	files = sealed(t, newSet(t, seal.New(seal.KindTPM, same)))
+	set = newSet(t, seal.New(seal.KindTPM, meddling{same, func() {
+		copy(files["rpc.key"], bytes.Replace(files["rpc.key"], []byte(" v1 rpc.key "), []byte(" v1 cpr.key "), 1))
+	}}))
+	wantRefusal(t, set, files, "cannot open rpc.key: it holds cpr.key: files were mixed up")
 }

@@ -78,14 +78,16 @@ func TestPassphraseIsReadOnce(t *testing.T) {
 	if _, err := set.Seal(t.Context(), plain()); err == nil || err.Error() != "sealing to passphrase: reading the passphrase: no terminal" {
 		t.Errorf("Seal() = %v, want the terminal's error", err)
 	}
+	files := sealed(t, newSet(t, passphrase("correct horse")))
+	wantRefusal(t, set, files, "cannot open root-ca.key: passphrase: reading the passphrase: no terminal")
 	words.err = nil
-	files := sealed(t, set)
+	files = sealed(t, set)
 	for range 2 {
 		got, err := set.Open(t.Context(), files)
 		wantPlain(t, got, err)
 	}
-	if got := words.asked.Load(); got != 2 {
-		t.Errorf("the passphrase was asked for %d times, want twice: once in vain", got)
+	if got := words.asked.Load(); got != 3 {
+		t.Errorf("the passphrase was asked for %d times, want 3: twice in vain", got)
 	}
 }
 
@@ -169,7 +171,7 @@ func TestWorkFactorIsBounded(t *testing.T) {
 			if words.asked.Load() != 0 {
 				t.Error("Find() asked for the passphrase before it looked at the work factor")
 			}
-			if took := time.Since(start); took > 100*time.Millisecond {
+			if took := time.Since(start); took > time.Second {
 				t.Errorf("Find() took %v, want nothing computed", took)
 			}
 			if got := src.Describe(tt.args); !strings.HasPrefix(got, "scrypt, work factor ") && got != "malformed" {
@@ -194,7 +196,7 @@ func TestAForgedWorkFactorCostsNothing(t *testing.T) {
 	start := time.Now()
 	wantRefusal(t, set, files,
 		"cannot open root-ca.key: passphrase: work factor 30 is above the 18 that core.seal.passphrase.work_factor allows")
-	if took := time.Since(start); took > 100*time.Millisecond {
+	if took := time.Since(start); took > time.Second {
 		t.Errorf("Open() took %v, want nothing computed", took)
 	}
 }

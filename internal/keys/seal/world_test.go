@@ -275,8 +275,11 @@ type pluginRecipient struct {
 
 func (r pluginRecipient) WrapWithLabels(fileKey []byte) ([]*age.Stanza, []string, error) {
 	st, err := r.Wrap(fileKey)
-	if r.name == "tklabel" {
+	switch r.name {
+	case "tklabel":
 		return st, []string{"postquantum"}, err
+	case "tkodd":
+		return st, []string{"odd"}, err
 	}
 	return st, nil, err
 }
