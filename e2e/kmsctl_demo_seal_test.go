@@ -63,7 +63,7 @@ func TestDemoSeals(t *testing.T) {
 		{"open a copy by escrow", "age -d prints the PEM of the key that root-ca.crt is of"},
 		{"ask for the seals", "tpm opens, passphrase opens, escrow is elsewhere"},
 	})
-	wantReasons(t, details["try the TPM alone"], "cannot open root-ca.key: ", "tpm: ", "7, 11, 14", "passphrase: sealed to passphrase, which core.seal does not configure")
+	wantReasons(t, details["try the TPM alone"], "cannot open root-ca.key: ", "tpm: ", "PCR 11 of SHA-256", "passphrase: sealed to passphrase, which core.seal does not configure")
 
 	// Both directories, as they are kept; and no secret in what was shown.
 	for _, certs := range []string{"certs", "certs-2"} {

@@ -49,7 +49,7 @@ func TestPassphraseIsAskedFor(t *testing.T) {
 	t.Run("two that differ", func(t *testing.T) {
 		term := newTerminal(t)
 		p := term.onTerminal(t, k, "dstack-onboard", auto)
-		term.types(t, p, promptNew, "canary one\n")
+		term.types(t, p, promptOpen, "canary one\n")
 		term.types(t, p, promptAgain, "canary two\n")
 		if code := p.wait(t, 10*time.Second); code != 1 || !strings.Contains(lastLine(p.stderr.String()), "differ") {
 			t.Errorf("exit status %d, want 1 and that the two differ\n%s", code, p.stderr)
@@ -71,7 +71,7 @@ func TestPassphraseIsAskedFor(t *testing.T) {
 	})
 	term := newTerminal(t)
 	p := term.onTerminal(t, k, "dstack-onboard", auto)
-	term.types(t, p, promptNew, passphraseCanary+"\n")
+	term.types(t, p, promptOpen, passphraseCanary+"\n")
 	term.types(t, p, promptAgain, passphraseCanary+"\n")
 	if code := p.wait(t, 20*time.Second); code != 0 {
 		t.Fatalf("exit status %d\n%s", code, p.stderr)

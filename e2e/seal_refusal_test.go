@@ -64,7 +64,7 @@ func TestSealedDirectoryIsRefused(t *testing.T) {
 			for _, name := range privateFiles {
 				k.put(t, name, other.file(t, name))
 			}
-		}, []string{"root-ca.crt"}},
+		}, []string{"bootstrap-info.json is about other keys than root-ca.key and root-k256.key"}},
 		{"a plain file among sealed ones", func(t *testing.T, k *kmsDir) {
 			k.put(t, "rpc.key", plain.file(t, "rpc.key"))
 		}, []string{"rpc.key", "root-ca.key"}},

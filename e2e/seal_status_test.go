@@ -12,9 +12,8 @@ import (
 
 // The words of the terminal's questions.
 const (
-	promptOpen  = "assphrase"
-	promptNew   = "assphrase"
-	promptAgain = "again"
+	promptOpen  = "Passphrase of the key directory: "
+	promptAgain = "The same passphrase again: "
 )
 
 // TestUnsealedKeysAreTold has a KMS without core.seal say so, to whoever asks, and
@@ -162,9 +161,11 @@ func TestSealStatus(t *testing.T) {
 	k.configure(t, s.passphrase(t), devAuthority)
 	want(0, true, "tpm:f passphrase:fco escrow:f")
 
-	// The last that opens stays.
+	// What is kept must be configured, and the last that opens stays.
+	k.kmsctlSeal(t, 0, "remove", "tpm")
+	want(0, true, "passphrase:fco escrow:f")
 	before := tree(t, k.Certs)
-	if _, stderr := k.kmsctlSeal(t, 1, "remove", "passphrase"); !strings.Contains(stderr, "passphrase") {
+	if _, stderr := k.kmsctlSeal(t, 1, "remove", "passphrase"); !strings.Contains(stderr, "passphrase cannot be removed: no seal would be left that opens here") {
 		t.Errorf("kmsctl seal remove of the last seal says %q", stderr)
 	}
 	if after := tree(t, k.Certs); fmt.Sprint(before) != fmt.Sprint(after) {
