@@ -112,7 +112,7 @@ func TestPassphraseOpensWhereTheTPMDoesNot(t *testing.T) {
 	k.releases(t, 200, `"disk_crypt_key"`)
 	p.terminate(t)
 	k.configure(t, s.withTPM(t), devAuthority)
-	p, _ = k.serve(t, exampleDomain)
+	k.serve(t, exampleDomain)
 	if got := k.appKeys(t, exampleDomain, k); fmt.Sprint(got) != fmt.Sprint(keys) {
 		t.Error("opened by the TPM again the KMS derives other keys")
 	}

@@ -92,7 +92,7 @@ func (w *watcher) look() {
 		}
 		if unix.Fstat(int(f.Fd()), &stat) != nil || w.open[stat.Ino] != nil {
 			_ = f.Close() // only read
-			return nil
+			return nil    //nolint:nilerr // another one has that name by now
 		}
 		w.open[stat.Ino] = f
 		return nil
@@ -123,6 +123,7 @@ func secretsOf(t testing.TB, dir string) map[string][]byte {
 		block, _ := pem.Decode(mustRead(t, filepath.Join(dir, name)))
 		if block == nil {
 			t.Fatalf("%s of the plain copy is no PEM", name)
+			return nil
 		}
 		add(name, block.Bytes)
 		key, err := x509.ParsePKCS8PrivateKey(block.Bytes)

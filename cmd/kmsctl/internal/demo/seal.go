@@ -34,7 +34,7 @@ const (
 
 	// The first KMS's configuration again, with one seal less.
 	withoutPassphrase = "kms-without-passphrase.toml"
-	wrongPassphrase   = "kms-wrong-passphrase.toml"
+	wrongPassphrase   = "kms-wrong-passphrase.toml" //nolint:gosec // a file name
 	// The second KMS's configuration, with a seal.
 	sealedSecond = "kms-2-sealed.toml"
 )
@@ -82,6 +82,7 @@ func (d *demo) makeSeals(context.Context) (_ string, err error) {
 }
 
 const (
+	//nolint:gosec // it names a file that holds one
 	passphraseText = `
 # The default work factor, 18, takes a second each time.
 [core.seal.passphrase]
@@ -218,7 +219,7 @@ func (d *demo) sealSecond(ctx context.Context) (string, error) {
 }
 
 func (d *demo) writeConfig(name, text string) error {
-	if err := os.WriteFile(d.path(name), []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(d.path(name), []byte(text), 0o644); err != nil { //nolint:gosec // the directory is the caller's choice
 		return fmt.Errorf("writing configuration: %w", err)
 	}
 	return nil
@@ -382,7 +383,7 @@ func (d *demo) startTPMAlone(ctx context.Context) (string, error) {
 func (d *demo) openCopy(ctx context.Context) (string, error) {
 	data, err := os.ReadFile(d.path(certsDir, "root-ca.key"))
 	if err == nil {
-		err = errors.Join(os.Mkdir(d.path(escrowCopy), 0o700), os.WriteFile(d.path(escrowCopy, "root-ca.key"), data, 0o600))
+		err = errors.Join(os.Mkdir(d.path(escrowCopy), 0o700), os.WriteFile(d.path(escrowCopy, "root-ca.key"), data, 0o600)) //nolint:gosec // as above
 	}
 	if err != nil {
 		return "", fmt.Errorf("copying root-ca.key: %w", err)
@@ -400,7 +401,7 @@ func (d *demo) openCopy(ctx context.Context) (string, error) {
 	}
 	command, err := exec.LookPath("age")
 	if err != nil {
-		return "the key in it is that of root-ca.crt; age itself, which would print it, is not in PATH", nil
+		return "the key in it is that of root-ca.crt; age itself, which would print it, is not in PATH", nil //nolint:nilerr // what was opened in this process is enough
 	}
 	cmd := exec.CommandContext(ctx, command, "-d", "-i", d.path(escrowFile), d.path(escrowCopy, "root-ca.key"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
