@@ -27,7 +27,7 @@ const renewCABefore = 365 * 24 * time.Hour
 // cannot be written.
 func (s *Store) reload(ctx context.Context, strict bool) (unlock func(), err error) {
 	var o *opened
-	for range openTries {
+	for tries := 0; ; tries++ {
 		unlock, err := s.lock(ctx)
 		if err != nil {
 			return nil, err
@@ -40,11 +40,13 @@ func (s *Store) reload(ctx context.Context, strict bool) (unlock func(), err err
 		if err != nil {
 			return nil, err
 		}
+		if tries == openTries {
+			return nil, fmt.Errorf("opening sealed key directory %s: other processes keep writing it", s.dir)
+		}
 		if o, err = s.unseal(ctx, private); err != nil {
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("opening sealed key directory %s: other processes keep writing it", s.dir)
 }
 
 // load recovers, reads and parses the directory under its lock. Private files
