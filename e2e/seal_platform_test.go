@@ -138,13 +138,13 @@ func TestSealedToAGuestAgent(t *testing.T) {
 	p.terminate(t)
 	other := newSealAgent(t, t.TempDir(), 2)
 	wantReasons(t, k.refuses(t, "dstack-kms", agentEnv(other.socket)), "root-ca.key", "guest-agent: ", "does not fit")
-	wantReasons(t, k.refuses(t, "dstack-onboard", agentEnv(s.dir+"/nobody.sock")), noAgent)
+	wantReasons(t, k.refuses(t, "dstack-onboard", agentEnv(s.dir+"/nobody.sock")), "root-ca.key", "guest-agent: ", noAgent)
 
 	// Where there is no agent, nothing is bootstrapped.
 	empty := newKMS(t, `auto_bootstrap_domain = "kms.example.com"`, section)
 	for _, name := range []string{"dstack-kms", "dstack-onboard"} {
 		last := empty.refuses(t, name, agentEnv(s.dir+"/nobody.sock"))
-		wantReasons(t, last, noAgent)
+		wantReasons(t, last, "guest-agent: ", noAgent)
 	}
 }
 
