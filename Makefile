@@ -82,7 +82,7 @@ cover: ## write the coverage of the unit tests to cover.out
 	go test -coverprofile=cover.out -coverpkg=./cmd/...,./internal/...,./services/... ./...
 	go tool cover -func=cover.out | tail -1
 
-demo: build ## bootstrap, verify and serve a KMS in a simulated trust domain
+demo: build ## bootstrap, verify and serve a KMS in a simulated trust domain (DEMOFLAGS=--seal: with sealed keys)
 	bin/kmsctl demo $(DEMOFLAGS)
 
 clean: ## remove what was built
