@@ -75,3 +75,42 @@ func BenchmarkRenew(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkOpenSealed opens a sealed directory; the key of the seals costs
+// nothing.
+func BenchmarkOpenSealed(b *testing.B) {
+	cfg := keystore.Config{Dir: memoryDir(b), Now: clock, Sealer: sealTo(b, "here")}
+	s, err := keystore.Open(b.Context(), cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := s.Commit(b.Context(), newBundle(b)); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := keystore.Open(b.Context(), cfg); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkReseal writes the private files anew, overwriting the old ones.
+func BenchmarkReseal(b *testing.B) {
+	for _, where := range []struct{ name, dir string }{{"memory", memoryDir(b)}, {"disk", b.TempDir()}} {
+		b.Run(where.name, func(b *testing.B) {
+			s, err := keystore.Open(b.Context(), keystore.Config{Dir: filepath.Join(where.dir, fmt.Sprint(b.N)), Now: clock})
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := s.Commit(b.Context(), newBundle(b)); err != nil {
+				b.Fatal(err)
+			}
+			set := sealTo(b, "here")
+			for b.Loop() {
+				if err := s.Reseal(b.Context(), set); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -2,6 +2,7 @@ package keystore_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -86,7 +87,7 @@ func (sc scenario) enumerate(t *testing.T, count *tally) {
 	if sc.lean {
 		outcomes, faults = durabletest.Outcomes(1), faults[1:] // before a call is after the one before it
 		failures = slices.DeleteFunc(failures, func(p durabletest.Plan) bool {
-			return p.Err == syscall.EROFS || (p.Fault == durabletest.FailBefore) != (p.Err == syscall.ENOSPC)
+			return errors.Is(p.Err, syscall.EROFS) || (p.Fault == durabletest.FailBefore) != errors.Is(p.Err, syscall.ENOSPC)
 		})
 	}
 	j := judge{sc: sc, count: count, seen: map[string]error{}, recovered: map[string]bool{}}

@@ -34,6 +34,8 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(childEnv) {
 	case "commit":
 		os.Exit(commitChild(os.Getenv(dirEnv), os.Getenv(stopEnv)))
+	case "seal":
+		os.Exit(sealChild(os.Getenv(dirEnv), os.Getenv(stopEnv)))
 	case "nobody":
 		os.Exit(nobodyChild(os.Getenv(dirEnv)))
 	}
@@ -81,6 +83,47 @@ func commitChild(dir, stop string) int {
 	return 0
 }
 
+// sealChild seals a directory that is plain or sealed here to there, and tells
+// of it as commitChild does.
+func sealChild(dir, stop string) int {
+	stopAt, err := strconv.Atoi(stop)
+	if err != nil {
+		return fail(err)
+	}
+	here, err := newSet("here")
+	if err != nil {
+		return fail(err)
+	}
+	there, err := newSet("there")
+	if err != nil {
+		return fail(err)
+	}
+	steps := 0
+	tell := func(when string) func(string) {
+		return func(step string) {
+			fmt.Println(when, step)
+			if steps++; steps == stopAt {
+				fmt.Println("stop")
+				time.Sleep(time.Minute)
+			}
+		}
+	}
+	cfg := keystore.Config{Dir: dir, FS: durabletest.Observed{FS: durable.OS{}, Before: tell("before"), After: tell("after")}, Now: clock}
+	s, err := keystore.Open(context.Background(), cfg)
+	if errors.Is(err, keystore.ErrSealed) {
+		cfg.Sealer = here
+		s, err = keystore.Open(context.Background(), cfg)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	if err := s.Reseal(context.Background(), there); err != nil {
+		return fail(err)
+	}
+	fmt.Println("done")
+	return 0
+}
+
 func fail(err error) int {
 	fmt.Println("error", err)
 	return 1
@@ -98,8 +141,13 @@ type life struct {
 // itself at a step, or after a time.
 func runChild(t *testing.T, dir string, stopAt int, after time.Duration) life {
 	t.Helper()
+	return runChildAs(t, "commit", dir, stopAt, after)
+}
+
+func runChildAs(t *testing.T, what, dir string, stopAt int, after time.Duration) life {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=commit", dirEnv+"="+dir, stopEnv+"="+strconv.Itoa(stopAt))
+	cmd.Env = append(os.Environ(), childEnv+"="+what, dirEnv+"="+dir, stopEnv+"="+strconv.Itoa(stopAt))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -197,10 +245,59 @@ func TestKilled(t *testing.T) {
 	}
 	close(jobs)
 	wg.Wait()
+	killResealing(t, &count)
 	count.floor(t, map[string]int{
+		"kills while sealing": 190, "found resealed": 50, "found not resealed": 50,
 		"kills": wantKills, "kills between the first staged write and the last sync": wantStaging,
 		"found empty": 50, "found complete": 50, "rolled forward": 20,
 	})
+}
+
+// killResealing kills processes at each step of sealing a plain directory and of
+// sealing a sealed one anew.
+func killResealing(t *testing.T, count *tally) {
+	here, there := sealTo(t, "here"), sealTo(t, "there")
+	for _, from := range []keystore.Sealer{nil, here} {
+		template, b := t.TempDir(), newBundle(t)
+		s, err := keystore.Open(t.Context(), keystore.Config{Dir: template, Now: clock, Sealer: from})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Commit(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+		secret, files := secretsOf(keystore.PlainFiles(b)), snapshot(t, template)
+		for stopAt := 1; ; stopAt++ {
+			dir := t.TempDir()
+			for name, mode := range theEight() {
+				writeFile(t, files[name], mode, dir, name)
+			}
+			l := runChildAs(t, "seal", dir, stopAt, 0)
+			if !l.killed {
+				if !l.done {
+					t.Errorf("a child that was not killed has not finished: %v", l.steps)
+				}
+				break
+			}
+			count.add("kills while sealing")
+			if _, err := keystore.ReadPrivate(t.Context(), dir, nil); err != nil {
+				t.Fatalf("after %s: ReadPrivate = %v, want nil", l.steps[len(l.steps)-1], err)
+			}
+			found := "found resealed"
+			s, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Now: clock, Sealer: there})
+			if err != nil {
+				found = "found not resealed"
+				s, err = keystore.Open(t.Context(), keystore.Config{Dir: dir, Now: clock, Sealer: from})
+			}
+			if err != nil || !s.Roots().Equal(b.Roots()) || len(list(t, dir)) != 8 {
+				t.Fatalf("after %s: Open = %v with %v, want old or new, whole", l.steps[len(l.steps)-1], err, list(t, dir))
+			}
+			if leaked := secret.in(below(t, dir)); found == "found resealed" && len(leaked) > 0 {
+				t.Errorf("after %s: in the clear: %v", l.steps[len(l.steps)-1], leaked)
+			}
+			count.add("%s", found)
+		}
+	}
 }
 
 func findAfterKill(t *testing.T, dir string, l life, count *tally) {

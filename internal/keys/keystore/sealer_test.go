@@ -101,7 +101,9 @@ func (r *repeating) counts() (seals, opens int) {
 	return r.seals, r.opens
 }
 
-func privateNames() []string { return []string{"root-ca.key", "root-k256.key", "rpc.key", "tmp-ca.key"} }
+func privateNames() []string {
+	return []string{"root-ca.key", "root-k256.key", "rpc.key", "tmp-ca.key"}
+}
 
 // openSealed opens a directory with a sealer, nil for plain.
 func openSealed(fsys durable.FS, sealer keystore.Sealer) (*keystore.Store, error) {
