@@ -60,6 +60,19 @@ func TestSystemdUnitsVerify(t *testing.T) {
 	}
 }
 
+// TestSystemdUnitsVerifyWithSeals puts the drop-ins for sealed keys to both units.
+func TestSystemdUnitsVerifyWithSeals(t *testing.T) {
+	root := systemdRoot(t)
+	for _, unit := range []string{"kms.service", "kms-onboard.service"} {
+		for _, name := range []string{"seal-passphrase.conf", "seal-tpm.conf"} {
+			copyFile(t, filepath.Join("../deploy/systemd", name), filepath.Join(root, "etc/systemd/system", unit+".d", name), 0o644)
+		}
+	}
+	if out, ok := verifyUnits(root); !ok || out != "" {
+		t.Errorf("systemd-analyze verify: ok = %v, want true and nothing said:\n%s", ok, out)
+	}
+}
+
 // TestSystemdCheckerSees makes sure that the check above can fail.
 func TestSystemdCheckerSees(t *testing.T) {
 	tests := []struct {

@@ -1,0 +1,200 @@
+package sealing_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"teekms/cmd/internal/sealing"
+	"teekms/internal/config"
+	"teekms/internal/keys"
+	"teekms/internal/keys/seal"
+)
+
+func core(t *testing.T, doc string) config.Core {
+	t.Helper()
+	c, err := config.Parse("kms.toml", []byte("[core.seal.passphrase]\nwork_factor = 10\n"+doc), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Core
+}
+
+func write(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+
+func TestSealsAreTriedInOrder(t *testing.T) {
+	c := core(t, "prompt = true\n[core.seal.escrow]\nrecipients = ['"+recipient+"']\n[core.seal.guest_agent]\n[core.seal.tpm]\n")
+	seals, err := sealing.Seals(c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff("[tpm guest-agent passphrase escrow]", fmt.Sprint(seals)); diff != "" {
+		t.Errorf("Seals() differ (-want +got):\n%s", diff)
+	}
+	if set, err := sealing.NewSet(config.Default().Core, nil); set != nil || err != nil {
+		t.Errorf("NewSet() without core.seal = %v, %v, want nothing", set, err)
+	}
+}
+
+// sealed seals a file with the passphrase of a configuration.
+func sealed(t *testing.T, c config.Core, ask sealing.Asker) (map[string][]byte, error) {
+	t.Helper()
+	set, err := sealing.NewSet(c, ask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set.Seal(t.Context(), map[string]keys.Secret{"rpc.key": keys.NewSecret([]byte("key"))})
+}
+
+// opens says why files do not open, nil if they do.
+func opens(t *testing.T, c config.Core, files map[string][]byte) error {
+	t.Helper()
+	set, err := sealing.NewSet(c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = set.Open(t.Context(), files)
+	return err
+}
+
+func TestPassphraseIsTheSameFromEverySource(t *testing.T) {
+	files, err := sealed(t, core(t, "prompt = true"), func(context.Context, string) (keys.Secret, error) {
+		return keys.NewSecret([]byte("correct horse")), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, content := range []string{"correct horse", "correct horse\n", "correct horse\r\n"} {
+		path := write(t, content)
+		if err := opens(t, core(t, "file = '"+path+"'"), files); err != nil {
+			t.Errorf("file of %q: %v", content, err)
+		}
+		t.Setenv("CREDENTIALS_DIRECTORY", filepath.Dir(path))
+		if err := opens(t, core(t, "credential = 'secret'"), files); err != nil {
+			t.Errorf("credential of %q: %v", content, err)
+		}
+	}
+	if err := opens(t, core(t, "file = '"+write(t, "correct horse \n")+"'"), files); err == nil || !strings.Contains(err.Error(), "wrong passphrase") {
+		t.Errorf("another passphrase = %v, want it refused", err)
+	}
+}
+
+func TestPromptOfAFirstSealingIsAskedTwice(t *testing.T) {
+	var asked []string
+	answer := func(differ string) sealing.Asker {
+		asked = nil
+		return func(_ context.Context, question string) (keys.Secret, error) {
+			asked = append(asked, question)
+			if len(asked) == 2 {
+				return keys.NewSecret([]byte("horse" + differ)), nil
+			}
+			return keys.NewSecret([]byte("horse")), nil
+		}
+	}
+	want := []string{"Passphrase of the key directory: ", "The same passphrase again: "}
+	if _, err := sealed(t, core(t, "prompt = true"), answer("")); err != nil || !cmp.Equal(asked, want) {
+		t.Errorf("sealing = %v after %q, want both questions", err, asked)
+	}
+	if _, err := sealed(t, core(t, "prompt = true"), answer("s")); err == nil || !strings.Contains(err.Error(), "the two passphrases differ") {
+		t.Errorf("sealing = %v, want that they differ", err)
+	}
+}
+
+func TestPassphraseRefusals(t *testing.T) {
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	tests := []struct{ name, doc, want string }{
+		{"missing file", "file = '/nonexistent'", "core.seal.passphrase.file: open /nonexistent: no such file or directory"},
+		{"empty file", "file = '" + write(t, "\n") + "'", " is empty"},
+		{"large file", "file = '" + write(t, strings.Repeat("a", 4097)) + "'", " is larger than 4096 bytes"},
+		{"two lines", "file = '" + write(t, "a\nb\n") + "'", " has more than one line"},
+		{"no credentials", "credential = 'kms.seal'", "$CREDENTIALS_DIRECTORY is not set: start this as a unit of systemd with LoadCredentialEncrypted=kms.seal:PATH"},
+		{"nobody to ask", "prompt = true", "there is nobody to ask"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := sealed(t, core(t, tt.doc), nil); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("sealing = %v, want %q in it", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestCheck(t *testing.T) {
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	for doc, want := range map[string]string{
+		"prompt = true": "<nil>", "credential = 'kms.seal'": "<nil>", "file = '" + write(t, "x") + "'": "<nil>",
+		"file = '/nonexistent'": "core.seal.passphrase.file: open /nonexistent: no such file or directory",
+		"prompt = true\n[core.seal.escrow]\nrecipients = ['age1x']": "core.seal.escrow.recipients: escrow recipient 1: is malformed: a character is wrong or missing",
+	} {
+		if got := fmt.Sprint(sealing.Check(core(t, doc))); got != want {
+			t.Errorf("Check(%q) = %s, want %s", doc, got, want)
+		}
+	}
+}
+
+func TestDifferencesFromTheFiles(t *testing.T) {
+	file := "file = '" + write(t, "x") + "'\n"
+	files, err := sealed(t, core(t, file), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := sealing.Differences(core(t, file), files); len(got) > 0 {
+		t.Errorf("Differences() of what was configured = %v, want none", got)
+	}
+	if got, want := sealing.Described(files), "passphrase (scrypt, work factor 10)"; got != want {
+		t.Errorf("Described() = %q, want %q", got, want)
+	}
+	other, err := config.Parse("kms.toml", []byte("core.seal = { tpm.pcrs = [11, 7], escrow.recipients = ['"+recipient+"'] }"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []sealing.Difference{
+		{Kind: seal.KindTPM, Configured: "7+11"},
+		{Kind: seal.KindPassphrase, Files: "scrypt, work factor 10"},
+		{Kind: seal.KindEscrow, Configured: recipient},
+	}
+	if diff := cmp.Diff(want, sealing.Differences(other.Core, files)); diff != "" {
+		t.Errorf("Differences() differ (-want +got):\n%s", diff)
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	observed, logs := observer.New(zapcore.WarnLevel)
+	log := zap.New(observed)
+	sealing.Warn(log, config.Seal{TPM: config.SealTPM{Enabled: true}})
+	sealing.Warn(log, config.Seal{Passphrase: config.SealPassphrase{Enabled: true, WorkFactor: 14}})
+	sealing.Warn(log, config.Seal{Passphrase: config.SealPassphrase{Enabled: true, WorkFactor: 15}})
+	all := logs.All()
+	if len(all) != 2 || !strings.HasPrefix(all[0].Message, "NOTHING BUT THIS PLATFORM") || !strings.Contains(all[1].Message, "makes guesses of the passphrase cheap") {
+		t.Errorf("warnings = %v, want one of the platform and one of the work factor", all)
+	}
+}
+
+func TestRehearsalTellsTheReason(t *testing.T) {
+	failed := errors.New("no hands")
+	set, err := sealing.NewSet(core(t, "prompt = true"), func(context.Context, string) (keys.Secret, error) { return keys.Secret{}, failed })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sealing.Rehearse(t.Context(), set); !errors.Is(err, failed) {
+		t.Errorf("Rehearse() = %v, want %v in it", err, failed)
+	}
+}
