@@ -146,6 +146,50 @@ func TestRenames(t *testing.T) {
 	})
 }
 
+func TestOverwrite(t *testing.T) {
+	onBoth(t, func(t *testing.T, fsys durable.FS, dir string) {
+		name, text := filepath.Join(dir, "f"), strings.Repeat("secret", 1000)
+		if err := durable.WriteNew(fsys, name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := fsys.Overwrite(name); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, fsys, name); got != strings.Repeat("\x00", len(text)) {
+			t.Errorf("%d bytes that are not all zero, want %d zeros", len(got), len(text))
+		}
+		if err := fsys.Overwrite(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Overwrite of nothing = %v, want ErrNotExist", err)
+		}
+		if err := fsys.Overwrite(dir); !errors.Is(err, syscall.EISDIR) {
+			t.Errorf("Overwrite of a directory = %v, want EISDIR", err)
+		}
+	})
+}
+
+func TestOverwriteSparesOtherNames(t *testing.T) {
+	dir := t.TempDir()
+	name, other, link := filepath.Join(dir, "f"), filepath.Join(dir, "other"), filepath.Join(dir, "link")
+	if err := os.WriteFile(name, []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(name, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := (durable.OS{}).Overwrite(link); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("Overwrite of a link = %v, want ELOOP", err)
+	}
+	if err := os.Link(name, other); err != nil {
+		t.Fatal(err)
+	}
+	if err := (durable.OS{}).Overwrite(name); err == nil || !strings.Contains(err.Error(), "has another name") {
+		t.Errorf("Overwrite of a file with two names = %v, want a refusal", err)
+	}
+	if got := read(t, durable.OS{}, other); got != "text" {
+		t.Errorf("contents = %q, want text", got)
+	}
+}
+
 func TestErrorsAgree(t *testing.T) {
 	onBoth(t, func(t *testing.T, fsys durable.FS, dir string) {
 		file, sub, none := filepath.Join(dir, "file"), filepath.Join(dir, "sub"), filepath.Join(dir, "none")
