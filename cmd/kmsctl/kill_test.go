@@ -197,7 +197,6 @@ func (v *victim) kill(t *testing.T, n int, args ...string) killed {
 	check(t, cmd.Start())
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
-	//nolint:gosec // any moment will do
 	switch n % 6 {
 	case 0:
 		time.Sleep(time.Duration(n) * time.Millisecond / 2)

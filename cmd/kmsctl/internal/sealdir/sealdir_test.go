@@ -214,11 +214,15 @@ func TestRefusalsChangeNothing(t *testing.T) {
 		{"a seal that the files do not have", kinds(seal.KindPassphrase), []seal.Seal{pass}, remove(seal.KindTPM), "are not sealed to tpm, but to passphrase (scrypt, work factor 10)"},
 		{"the last seal", kinds(seal.KindPassphrase), []seal.Seal{pass}, remove(seal.KindPassphrase), "no seal would be left that opens here; nothing would remain"},
 		{
-			"the last seal beside an escrow", kinds(seal.KindPassphrase, seal.KindEscrow), []seal.Seal{pass, w.escrow(t)}, remove(seal.KindPassphrase),
+			"the last seal beside an escrow", kinds(seal.KindPassphrase, seal.KindEscrow),
+			[]seal.Seal{pass, w.escrow(t)},
+			remove(seal.KindPassphrase),
 			"what would remain is escrow, which opens only with the key of its holder",
 		},
 		{
-			"a seal that stays and is not configured", kinds(seal.KindTPM, seal.KindPassphrase, seal.KindEscrow), []seal.Seal{pass}, remove(seal.KindEscrow),
+			"a seal that stays and is not configured", kinds(seal.KindTPM, seal.KindPassphrase, seal.KindEscrow),
+			[]seal.Seal{pass},
+			remove(seal.KindEscrow),
 			"sealed to tpm too, which core.seal does not configure",
 		},
 		{"another passphrase", kinds(seal.KindPassphrase), []seal.Seal{passphrase("another"), w.escrow(t)}, add(), "cannot open root-ca.key: passphrase: wrong passphrase"},
