@@ -34,14 +34,20 @@ func TestSealIsOnWhereItsSectionIsNamed(t *testing.T) {
 			s.TPM.Enabled = true
 			s.Escrow = config.SealEscrow{Enabled: true, Recipients: []string{"age1x", "age1y", "ssh-rsa AAAA me"}}
 		}},
-		{"environment over the file", "core.seal.passphrase.file = '/f'\n", []string{"DSTACK_KMS_CORE_SEAL_PASSPHRASE_CREDENTIAL=seal"},
+		{
+			"environment over the file", "core.seal.passphrase.file = '/f'\n",
+			[]string{"DSTACK_KMS_CORE_SEAL_PASSPHRASE_CREDENTIAL=seal"},
 			func(s *config.Seal) {
 				s.Passphrase = config.SealPassphrase{Enabled: true, Credential: "seal", WorkFactor: 18}
-			}},
-		{"environment over the prompt", "core.seal.passphrase.prompt = true\n", []string{"DSTACK_KMS_CORE_SEAL_PASSPHRASE_FILE=/f"},
+			},
+		},
+		{
+			"environment over the prompt", "core.seal.passphrase.prompt = true\n",
+			[]string{"DSTACK_KMS_CORE_SEAL_PASSPHRASE_FILE=/f"},
 			func(s *config.Seal) {
 				s.Passphrase = config.SealPassphrase{Enabled: true, File: "/f", WorkFactor: 18}
-			}},
+			},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -65,7 +65,7 @@ func (p Program) open(ctx context.Context, path string, cfg *config.Config) (*No
 	for _, key := range cfg.InsecureSettings() {
 		log.Warn("this setting weakens security", zap.String("key", key))
 	}
-	a, err := openAttestation(cfg)
+	a, err := openAttestation(cfg) //nolint:contextcheck // the simulator's lock has a deadline of its own
 	if err != nil {
 		return nil, err
 	}

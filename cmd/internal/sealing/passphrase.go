@@ -87,7 +87,7 @@ func readCredential(name string) (keys.Secret, error) {
 // readFile reads a file that holds a passphrase, for which key stands. One line
 // feed at its end, or carriage return and line feed, is not part of it.
 func readFile(key, path string) (keys.Secret, error) {
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // the operator and the service manager name it
 	if err != nil {
 		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)
 	}

@@ -1,0 +1,100 @@
+package terminal_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"teekms/cmd/internal/terminal"
+)
+
+// pty opens a terminal and its operator's end.
+func pty(t *testing.T) (tty, operator *os.File) {
+	t.Helper()
+	operator, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { operator.Close() })
+	if err := unix.IoctlSetPointerInt(int(operator.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(operator.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tty.Close() })
+	return tty, operator
+}
+
+// typist is where the question goes; it types when it sees one.
+type typist struct {
+	operator *os.File
+	typed    string
+	shown    bytes.Buffer
+}
+
+func (w *typist) Write(p []byte) (int, error) {
+	if bytes.HasSuffix(p, []byte(": ")) {
+		if _, err := w.operator.WriteString(w.typed); err != nil {
+			return 0, err
+		}
+	}
+	return w.shown.Write(p)
+}
+
+func echoes(t *testing.T, operator *os.File) bool {
+	t.Helper()
+	state, err := unix.IoctlGetTermios(int(operator.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state.Lflag&unix.ECHO != 0
+}
+
+func TestAsk(t *testing.T) {
+	tty, operator := pty(t)
+	w := &typist{operator: operator, typed: " s3cret é \nrest"}
+	line, err := terminal.Question{TTY: tty, Out: w, Text: "Name: "}.Ask(t.Context())
+	if string(line) != " s3cret é " || err != nil || w.shown.String() != "Name: \n" {
+		t.Errorf("Ask() = %q, %v, showing %q, want the line alone", line, err, w.shown.String())
+	}
+	if !echoes(t, operator) {
+		t.Error("Ask() leaves the echo off")
+	}
+}
+
+func TestAskEndsWithItsContext(t *testing.T) {
+	tty, operator := pty(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	w := &typist{operator: operator, typed: "half"}
+	if _, err := (terminal.Question{TTY: tty, Out: w, Text: "Name: "}).Ask(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Ask() = %v, want that of the context", err)
+	}
+	if !echoes(t, operator) {
+		t.Error("Ask() leaves the echo off")
+	}
+}
+
+func TestIs(t *testing.T) {
+	tty, _ := pty(t)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if !terminal.Is(tty) || terminal.Is(null) {
+		t.Errorf("Is() = %v of a terminal, %v of /dev/null, want true, false", terminal.Is(tty), terminal.Is(null))
+	}
+}
