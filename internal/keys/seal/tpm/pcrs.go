@@ -69,6 +69,9 @@ func (t *tpm) readPCRs(parent srk, s selection) ([][]byte, error) {
 // changed says in words which PCRs are not what they were when o was sealed.
 func (t *tpm) changed(parent srk, o object) string {
 	values, err := t.readPCRs(parent, o.pcrs)
+	if errors.Is(err, errNoBank) {
+		return errNoBank.Error()
+	}
 	if err != nil {
 		return o.pcrs.wereOther()
 	}

@@ -75,7 +75,7 @@ func Open(ctx context.Context, path string) (*Conn, error) {
 	c := &Conn{ctx: ctx}
 	switch mode := info.Mode(); {
 	case mode.Type() == fs.ModeSocket:
-		c.stream, err = new(net.Dialer).DialContext(ctx, "unix", path)
+		c.stream, err = dial(ctx, path)
 	case mode&fs.ModeCharDevice != 0:
 		c.stream, err = openFile(path)
 		c.managed = true
@@ -91,6 +91,31 @@ func Open(ctx context.Context, path string) (*Conn, error) {
 	}
 	c.stop = context.AfterFunc(ctx, c.canceled)
 	return c, nil
+}
+
+// dial waits for room in the queue of a socket: a software TPM keeps few waiting.
+func dial(ctx context.Context, path string) (stream, error) {
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if !errors.Is(err, syscall.EAGAIN) {
+			return conn, err //nolint:wrapcheck // explain does
+		}
+		if err := pause(ctx, wait); err != nil {
+			return nil, silent(err)
+		}
+	}
+}
+
+// pause waits for d, or returns why ctx ended.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err() //nolint:wrapcheck // the caller says what was waited for
+	}
 }
 
 // explain says what to do about a TPM that does not open.
@@ -168,12 +193,8 @@ func (c *Conn) Send(command []byte) ([]byte, error) {
 		default:
 			return answer, nil
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-c.ctx.Done():
-			timer.Stop()
-			return nil, fmt.Errorf("the TPM is busy: %w", c.ctx.Err())
+		if err := pause(c.ctx, wait); err != nil {
+			return nil, fmt.Errorf("the TPM is busy: %w", err)
 		}
 	}
 }
