@@ -347,7 +347,7 @@ func TestStatusHoldsNoSecret(t *testing.T) {
 		t.Errorf("with everything (-want +got):\n%s", diff)
 	}
 	w.post("/postgresql", `{"url":"postgresql://db.example.com"}`)
-	want["database"] = map[string]any{"type": "postgresql", "host": "db.example.com:5432", "name": "", "tls": true, "path": "", "source": "posted"}
+	want["database"] = map[string]any{"type": "postgresql", "host": "db.example.com:5432", "name": "kms", "tls": true, "path": "", "source": "posted"}
 	got := get()
 	if diff := cmp.Diff(want["database"], got["database"]); diff != "" {
 		t.Errorf("a URL without user (-want +got):\n%s", diff)

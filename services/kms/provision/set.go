@@ -51,38 +51,8 @@ func (s *Server) SetDatabase(_ context.Context, req *provisionv1.SetDatabaseRequ
 // shape checks the form of what was posted. Whether it is allowed, and whether it
 // is complete, is for Start to say: until then more can be posted.
 func shape(db storage.Config) error {
-	db, _ = completed(db)
 	db.InsecurePlaintext = true
 	return db.Validate()
-}
-
-// completed names a user and a database where the URL of a server leaves them to
-// the server, for those who read nothing but the rest of it. named tells that
-// the database is its own.
-func completed(db storage.Config) (out storage.Config, named bool) {
-	if db.Type != storage.PostgreSQL && db.Type != storage.MySQL {
-		return db, true
-	}
-	scheme, rest, ok := strings.Cut(string(db.URL.Bytes()), "://")
-	if !ok {
-		return db, true
-	}
-	end := strings.IndexAny(rest, "/?")
-	if end < 0 {
-		end = len(rest)
-	}
-	authority, path, query := rest[:end], rest[end:], ""
-	if path, query, ok = strings.Cut(path, "?"); ok {
-		query = "?" + query
-	}
-	if !strings.Contains(rest, "@") {
-		authority = "kms@" + authority
-	}
-	if named = strings.Trim(path, "/") != ""; !named {
-		path = "/kms"
-	}
-	db.URL = keys.NewSecret([]byte(scheme + "://" + authority + path + query))
-	return db, named
 }
 
 // database reads a request, and says what people call that database.

@@ -54,13 +54,10 @@ func (s *Server) describe() *provisionv1.DatabaseStatus {
 		out.Path = db.Path
 		return out
 	}
-	server, named := completed(*db)
+	server := *db
 	server.InsecurePlaintext = true // to be shown, not to be connected to
 	if endpoint, err := server.Endpoint(); err == nil {
-		out.Host, out.Tls = endpoint.Host, endpoint.TLS
-		if named {
-			out.Name = endpoint.Database
-		}
+		out.Host, out.Name, out.Tls = endpoint.Host, endpoint.Database, endpoint.TLS
 	}
 	return out
 }
