@@ -15,7 +15,7 @@ export CGO_ENABLED ?= 0
 # The linter's cache keeps the paths of the clone that filled it; each clone has its own.
 export GOLANGCI_LINT_CACHE := $(TOOLS)/golangci-cache
 
-.PHONY: help build install test crash conformance race lint fmt gen gen-check bench fuzz cover demo deps tools clean
+.PHONY: help build install test tpmsim crash conformance race lint fmt gen gen-check bench fuzz cover demo deps tools clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,11 +31,14 @@ install: build ## install the binaries into $(PREFIX)/bin, manual pages beside t
 deps: ## install with apt what the tests need and is missing
 	scripts/deps
 
-test: deps ## run every test of all three modules
+test: deps ## run every test of every module
 	go vet work
 	# Not from the cache: e2e runs programs that go test does not know of.
 	go test -count=1 -timeout 14m work
-	$(MAKE) --no-print-directory crash
+	$(MAKE) --no-print-directory tpmsim crash
+
+tpmsim: deps ## run the TPM seal against the reference TPM, compiled in (needs a C compiler)
+	GOWORK=off CGO_ENABLED=1 go test -C tools/tpmsim -count=1 ./...
 
 crash: ## crash a bootstrap at every durable step, kill it hundreds of times, print the counts
 	go test -count=1 -v -run '^(TestNothingHalfDone|TestKilled)$$' ./internal/keys/keystore | grep -v '^ *---\|^==='
