@@ -6,8 +6,10 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
+	"errors"
 	"math/big"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -170,12 +172,35 @@ func TestHostileFilesAreRefusedAtOnce(t *testing.T) {
 			} else if err != nil {
 				t.Errorf("CheckShape = %v, want nil: only opening tells", err)
 			}
+			// What opens a file by other rules is held back by the same bounds.
+			if err := pkcs12.CheckWith(tt.file, secret(password)); tt.shape || strings.Contains(tt.want, "iteration count") {
+				wantRefusal(t, err, tt.want)
+			}
 			_, _, err := pkcs12.Open(tt.file, secret(password), now)
 			wantRefusal(t, err, tt.want)
 			if took := time.Since(begin); took > 20*time.Second {
 				t.Errorf("it took %s", took)
 			}
 		})
+	}
+}
+
+// CheckWith leaves to others what a server's certificate and key must be like.
+func TestCheckWithKnowsNoRulesOfServers(t *testing.T) {
+	leaf, intermediate, _ := chain(t, p256())
+	for name, file := range map[string][]byte{
+		"a client's certificate": export(t, issue(t, p256(), nil, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }), password, nil),
+		"without a MAC":          export(t, leaf, password, nil, "-nomac"),
+		"with a chain":           pfx(encryptedSafe(2000, 2000, certBag(leaf), certBag(intermediate)), dataSafe(shroudedBag(leaf, 2000, 2000))),
+		"certificates only":      export(t, &identity{leaf.cert, nil}, password, nil, "-nokeys"),
+	} {
+		if err := pkcs12.CheckWith(file, secret(password)); err != nil {
+			t.Errorf("CheckWith(%s) = %v, want nil", name, err)
+		}
+		if err := pkcs12.CheckWith(file, secret("another")); !errors.Is(err, pkcs12.ErrPassword) {
+			t.Errorf("CheckWith(%s) with another password = %v, want %v", name, err, pkcs12.ErrPassword)
+		}
+		wantRefusal(t, pkcs12.CheckWith(file, secret("\xff")), "the password has a character that passwords of such files cannot have")
 	}
 }
 

@@ -2,8 +2,8 @@
 // port and its key (docs/configuration.md#pkcs12).
 //
 // Such a file comes from outside and says itself how much work it takes to open
-// it: [CheckShape] walks it without deriving a key, and [Open] does nothing
-// before that.
+// it: [CheckShape] walks it without deriving a key, [CheckWith] with the password
+// walks what is encrypted too, and [Open] does nothing before that.
 package pkcs12
 
 import (
@@ -44,22 +44,39 @@ var ErrPassword = errors.New("wrong password, or the file was changed")
 // certificate, and the chain in order, without the root. The warnings are
 // sentences for the operator. Errors are of type [*Error].
 func Open(data []byte, password keys.Secret, now time.Time) (tls.Certificate, []string, error) {
-	text := string(password.Bytes())
-	if strings.ContainsFunc(text, notBMP) || !utf8.ValidString(text) {
-		return tls.Certificate{}, nil, refused("the password has a character that passwords of such files cannot have")
-	}
-	w := &walker{password: &text}
-	if err := w.check(data); err != nil {
+	w, err := walk(data, password)
+	if err != nil {
 		return tls.Certificate{}, nil, err
 	}
 	if !w.authenticated {
 		return tls.Certificate{}, nil, refused(reasonNoMAC)
 	}
-	key, leaf, others, err := gopkcs12.DecodeChain(data, text)
+	key, leaf, others, err := gopkcs12.DecodeChain(data, *w.password)
 	if err != nil {
 		return tls.Certificate{}, nil, opening(err)
 	}
 	return serverCertificate(key, leaf, others, now)
+}
+
+// CheckWith tells whether data can be opened with the password in bounded work.
+// Unlike [CheckShape] it derives keys, to look at what is encrypted: there may be
+// keys with iteration counts of their own. It is for those who then open the file
+// by other rules than those of a server. That the password is right it does not
+// say; [ErrPassword] is in the error where it is seen to be wrong. Errors are of
+// type [*Error].
+func CheckWith(data []byte, password keys.Secret) error {
+	_, err := walk(data, password)
+	return err
+}
+
+// walk goes through all of a file.
+func walk(data []byte, password keys.Secret) (*walker, error) {
+	text := string(password.Bytes())
+	if strings.ContainsFunc(text, notBMP) || !utf8.ValidString(text) {
+		return nil, refused("the password has a character that passwords of such files cannot have")
+	}
+	w := &walker{password: &text}
+	return w, w.check(data)
 }
 
 // notBMP tells what a BMPString, in which passwords are written, cannot hold.

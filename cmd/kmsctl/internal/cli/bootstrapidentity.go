@@ -247,8 +247,12 @@ func openPKCS12(p12 []byte, password keys.Secret, err error) (*tls.Certificate, 
 	if err != nil {
 		return nil, err
 	}
-	// The file says itself how much work it takes to open it.
-	if err := ownpkcs12.CheckShape(p12); err != nil {
+	// The file says itself how much work it takes to open it, under its encryption
+	// too.
+	switch err := ownpkcs12.CheckWith(p12, password); {
+	case errors.Is(err, ownpkcs12.ErrPassword):
+		return nil, errors.New("another password opens it")
+	case err != nil:
 		return nil, err
 	}
 	key, leaf, others, err := pkcs12.DecodeChain(p12, string(password.Bytes()))

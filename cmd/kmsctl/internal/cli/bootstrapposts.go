@@ -157,8 +157,9 @@ func (f *bootstrapStartFlags) readPKCS12(cmd *cobra.Command, secrets *secret.Rea
 // wantsPassword says whether a PKCS#12 file is locked. Whatever else is wrong
 // with it is for the server to say.
 func wantsPassword(p12 []byte) bool {
-	if ownpkcs12.CheckShape(p12) != nil { // it may ask for any amount of work
-		return false
+	// It may ask for any amount of work, under its encryption too.
+	if err := ownpkcs12.CheckWith(p12, keys.Secret{}); err != nil {
+		return errors.Is(err, ownpkcs12.ErrPassword)
 	}
 	_, _, _, err := pkcs12.DecodeChain(p12, "")
 	return errors.Is(err, pkcs12.ErrIncorrectPassword)

@@ -477,9 +477,20 @@ func TestBootstrapStartDoesNotWorkForAHostileFile(t *testing.T) {
 	args := slices.Concat([]string{"bootstrap-start"}, w.known(), []string{
 		"--client-p12-file", w.write(t, "hostile.p12", string(hostile)), "--client-p12-password-file", w.write(t, "password", "client"),
 	})
-	code, _, stderr := runIn(t.Context(), nil, "", args...)
-	if code != status.Failed || !strings.Contains(stderr, "--client-p12-file: PKCS#12: its iteration count is not from 1 to") {
-		t.Errorf("kmsctl bootstrap-start = %d, %q, want that the file asks for too much work", code, stderr)
+	// In the other one, the key asks for 2,147,483,647 iterations and stands under
+	// the encryption, so that only who has the password, "correct horse", sees it.
+	inside := slices.Concat([]string{"bootstrap-start"}, w.known(), []string{
+		"--client-p12-file", "testdata/hostile.p12", "--client-p12-password-file", w.write(t, "password2", "correct horse"),
+	})
+	for name, args := range map[string][]string{"outside": args, "inside": inside} {
+		begin := time.Now()
+		code, _, stderr := runIn(t.Context(), nil, "", args...)
+		if code != status.Failed || !strings.Contains(stderr, "--client-p12-file: PKCS#12: its iteration count is not from 1 to") {
+			t.Errorf("kmsctl bootstrap-start (%s) = %d, %q, want that the file asks for too much work", name, code, stderr)
+		}
+		if took := time.Since(begin); took > 10*time.Second {
+			t.Errorf("kmsctl bootstrap-start (%s) took %s", name, took)
+		}
 	}
 }
 
