@@ -1,6 +1,7 @@
 package sealing
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -23,6 +24,28 @@ func Warn(log *zap.Logger, s config.Seal) {
 		log.Warn("this work factor makes guesses of the passphrase cheap",
 			zap.String("key", "core.seal.passphrase.work_factor"), zap.Int64("value", s.Passphrase.WorkFactor))
 	}
+}
+
+// Weak says of the work factors with which files are sealed, and are to be sealed
+// by core.seal, which of them make guesses of the passphrase cheap.
+func Weak(c config.Core, files map[string][]byte) []string {
+	var out []string
+	if h, ok := header(files); ok {
+		for _, d := range h.Seals {
+			if d.Kind != seal.KindPassphrase || len(d.Args) < 2 {
+				continue
+			}
+			n, err := strconv.ParseInt(d.Args[1], 10, 64)
+			if err == nil && (config.SealPassphrase{Enabled: true, WorkFactor: n}).Weak() {
+				out = append(out, fmt.Sprintf("the files are sealed with the work factor %d: whoever has them guesses the passphrase cheaply; "+
+					"set core.seal.passphrase.work_factor, then run kmsctl seal rotate", n))
+			}
+		}
+	}
+	if p := c.Seal.Passphrase; p.Weak() {
+		out = append(out, fmt.Sprintf("core.seal.passphrase.work_factor is %d, which makes guesses of the passphrase cheap", p.WorkFactor))
+	}
+	return out
 }
 
 // Difference is a seal that the key files and core.seal do not agree about.

@@ -76,12 +76,20 @@ func readCredential(name string) (keys.Secret, error) {
 	const key = "core.seal.passphrase.credential"
 	dir := os.Getenv(credentials)
 	if dir == "" {
-		return keys.Secret{}, fmt.Errorf("%s: $%s is not set: start this as a unit of systemd with LoadCredentialEncrypted=%s:PATH", key, credentials, name)
+		return keys.Secret{}, fmt.Errorf("%s: $%s is not set: start this as a unit of systemd with LoadCredentialEncrypted=%s:PATH, "+
+			"or by hand with systemd-run -p LoadCredentialEncrypted=%[3]s:PATH --pipe --wait", key, credentials, name)
 	}
 	if !filepath.IsAbs(dir) {
 		return keys.Secret{}, fmt.Errorf("%s: $%s is no absolute path", key, credentials)
 	}
 	return readFile(key, filepath.Join(dir, name))
+}
+
+// Old is a seal that opens what was sealed to a passphrase before, with what read
+// returns. Nothing is sealed to it. Its work factor is bounded as that of the
+// configured passphrase is.
+func Old(c config.Core, read func(context.Context) (keys.Secret, error)) seal.Seal {
+	return seal.New(seal.KindPassphrase, seal.NewPassphrase(seal.PassphraseConfig{Read: read, WorkFactor: int(c.Seal.Passphrase.WorkFactor)}))
 }
 
 // readFile reads a file that holds a passphrase, for which key stands. One line
@@ -92,7 +100,21 @@ func readFile(key, path string) (keys.Secret, error) {
 		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)
 	}
 	defer f.Close() //nolint:errcheck // only read
-	data, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
+	return read(key, path, f)
+}
+
+// ReadOld reads a passphrase that files were sealed to before, as that of the
+// configuration is read: from the file that flag names, from stdin for "-".
+func ReadOld(flag, path string, stdin io.Reader) (keys.Secret, error) {
+	if path == "-" {
+		return read(flag, "standard input", stdin)
+	}
+	return readFile(flag, path)
+}
+
+// read reads a passphrase from what path names.
+func read(key, path string, from io.Reader) (keys.Secret, error) {
+	data, err := io.ReadAll(io.LimitReader(from, maxPassphrase+1))
 	defer clear(data)
 	if err != nil {
 		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)

@@ -125,7 +125,7 @@ func TestPassphraseRefusals(t *testing.T) {
 		{"empty file", "file = '" + write(t, "\n") + "'", " is empty"},
 		{"large file", "file = '" + write(t, strings.Repeat("a", 4097)) + "'", " is larger than 4096 bytes"},
 		{"two lines", "file = '" + write(t, "a\nb\n") + "'", " has more than one line"},
-		{"no credentials", "credential = 'kms.seal'", "$CREDENTIALS_DIRECTORY is not set: start this as a unit of systemd with LoadCredentialEncrypted=kms.seal:PATH"},
+		{"no credentials", "credential = 'kms.seal'", "$CREDENTIALS_DIRECTORY is not set: start this as a unit of systemd with LoadCredentialEncrypted=kms.seal:PATH, or by hand with systemd-run -p LoadCredentialEncrypted=kms.seal:PATH --pipe --wait"},
 		{"nobody to ask", "prompt = true", "there is nobody to ask"},
 	}
 	for _, tt := range tests {
@@ -196,5 +196,37 @@ func TestRehearsalTellsTheReason(t *testing.T) {
 	}
 	if err := sealing.Rehearse(t.Context(), set); !errors.Is(err, failed) {
 		t.Errorf("Rehearse() = %v, want %v in it", err, failed)
+	}
+}
+
+func TestWeakWorkFactors(t *testing.T) {
+	cheap := core(t, "file = '"+write(t, "x")+"'")
+	files, err := sealed(t, cheap, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dear := cheap
+	dear.Seal.Passphrase.WorkFactor = 18
+	for _, tt := range []struct {
+		name  string
+		core  config.Core
+		files map[string][]byte
+		want  []string
+	}{
+		{"both", cheap, files, []string{"the files are sealed with the work factor 10", "core.seal.passphrase.work_factor is 10"}},
+		{"the files", dear, files, []string{"the files are sealed with the work factor 10"}},
+		{"the configuration", cheap, map[string][]byte{"rpc.key": []byte("plain")}, []string{"core.seal.passphrase.work_factor is 10"}},
+		{"nothing", dear, nil, nil},
+	} {
+		got := sealing.Weak(tt.core, tt.files)
+		if len(got) != len(tt.want) {
+			t.Errorf("Weak(%s) = %q, want %q", tt.name, got, tt.want)
+			continue
+		}
+		for i, want := range tt.want {
+			if !strings.HasPrefix(got[i], want) {
+				t.Errorf("Weak(%s) = %q, want %q", tt.name, got[i], want)
+			}
+		}
 	}
 }

@@ -19,9 +19,17 @@ import (
 type opening struct {
 	seals      []Seal
 	identities []age.Identity
+	// old are tried before seals.
+	old []Seal
 	// found is what the key sources have answered: each is asked once, however
 	// many files there are, and only where those before it did not open.
-	found map[Kind]found
+	found map[asked]found
+}
+
+// asked is which key source of an opening is meant.
+type asked struct {
+	kind Kind
+	old  bool
 }
 
 // found is the answer of a key source.
@@ -37,7 +45,7 @@ type found struct {
 // [*OpenError]; every error names a file. The keys found are forgotten when it
 // returns.
 func (s *Set) Open(ctx context.Context, files map[string][]byte) (map[string]keys.Secret, error) {
-	return open(ctx, &opening{seals: s.cfg().Seals, identities: s.cfg().Identities}, files)
+	return open(ctx, &opening{seals: s.cfg().Seals, identities: s.cfg().Identities, old: s.cfg().Old}, files)
 }
 
 func open(ctx context.Context, o *opening, files map[string][]byte) (map[string]keys.Secret, error) {
@@ -45,7 +53,7 @@ func open(ctx context.Context, o *opening, files map[string][]byte) (map[string]
 	if err != nil {
 		return nil, err
 	}
-	o.found = map[Kind]found{}
+	o.found = map[asked]found{}
 	out := make(map[string]keys.Secret, len(files))
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		if out[name], err = o.file(ctx, headers[name], files[name]); err != nil {
@@ -91,7 +99,7 @@ func (o *opening) file(ctx context.Context, want *Header, data []byte) (keys.Sec
 	return keys.NewSecret(plain), nil
 }
 
-// fileKey tries the identities, then every seal in its order.
+// fileKey tries the identities, the old seals, then every seal in its order.
 func (o *opening) fileKey(ctx context.Context, h *Header, stanzas []*age.Stanza) ([]byte, error) {
 	failure := &OpenError{File: h.Name}
 	fail := func(k Kind, err error) { failure.Reasons = append(failure.Reasons, Reason{k, err}) }
@@ -102,17 +110,20 @@ func (o *opening) fileKey(ctx context.Context, h *Header, stanzas []*age.Stanza)
 		}
 		fail(KindEscrow, err)
 	}
-	for _, s := range o.seals {
+	for i, s := range slices.Concat(o.old, o.seals) {
 		if !s.Opens() {
 			continue
 		}
-		fileKey, err := o.bySeal(ctx, s, h)
-		if err == nil {
+		who := asked{kind: s.kind, old: i < len(o.old)}
+		fileKey, err := o.bySeal(ctx, s, who, h)
+		switch {
+		case err == nil:
 			return fileKey, nil
-		}
-		if o.found[s.kind].proven {
+		case o.found[who].proven:
 			// The right key does not open it: no other seal need be tried.
 			return nil, refused(h.Name, "its %s%s stanza is damaged", stanzaPrefix, s.kind)
+		case who.old:
+			err = fmt.Errorf("the old one: %w", err)
 		}
 		fail(s.kind, err)
 	}
@@ -132,8 +143,8 @@ func (o *opening) configured(k Kind) bool {
 	return slices.ContainsFunc(o.seals, func(s Seal) bool { return s.kind == k })
 }
 
-// bySeal unwraps with one seal.
-func (o *opening) bySeal(ctx context.Context, s Seal, h *Header) ([]byte, error) {
+// bySeal unwraps with one seal, whose answer is kept under who.
+func (o *opening) bySeal(ctx context.Context, s Seal, who asked, h *Header) ([]byte, error) {
 	st, ok := h.own[s.kind]
 	switch {
 	case !ok:
@@ -141,10 +152,10 @@ func (o *opening) bySeal(ctx context.Context, s Seal, h *Header) ([]byte, error)
 	case st.err != nil:
 		return nil, st.err
 	}
-	f, ok := o.found[s.kind]
+	f, ok := o.found[who]
 	if !ok {
 		f.key, f.err = await(ctx, func() (keys.Secret, error) { return s.source.Find(ctx, st.args) })
-		o.found[s.kind] = f
+		o.found[who] = f
 	}
 	if f.err != nil {
 		return nil, f.err
@@ -158,7 +169,7 @@ func (o *opening) bySeal(ctx context.Context, s Seal, h *Header) ([]byte, error)
 	}
 	if !f.proven {
 		f.proven = true
-		o.found[s.kind] = f
+		o.found[who] = f
 		if p, ok := s.source.(interface{ fits() }); ok {
 			p.fits()
 		}

@@ -186,12 +186,7 @@ func TestAForgedWorkFactorCostsNothing(t *testing.T) {
 	set := newSet(t, passphrase("correct horse"))
 	files := sealed(t, set)
 	for name := range files {
-		files[name] = reheader(t, files[name], func(s []string) []string {
-			f := strings.Fields(s[1])
-			f[3] = "30"
-			s[1] = strings.Join(f[:5], " ") + "\n" + f[5]
-			return s
-		})
+		files[name] = forge(t, files[name], "30")
 	}
 	start := time.Now()
 	wantRefusal(t, set, files,
@@ -199,4 +194,15 @@ func TestAForgedWorkFactorCostsNothing(t *testing.T) {
 	if took := time.Since(start); took > time.Second {
 		t.Errorf("Open() took %v, want nothing computed", took)
 	}
+}
+
+// forge writes another work factor into a file with a passphrase alone.
+func forge(t *testing.T, file []byte, factor string) []byte {
+	t.Helper()
+	return reheader(t, file, func(s []string) []string {
+		f := strings.Fields(s[1])
+		f[3] = factor
+		s[1] = strings.Join(f[:5], " ") + "\n" + f[5]
+		return s
+	})
 }

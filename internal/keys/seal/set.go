@@ -26,6 +26,11 @@ type Config struct {
 	// Identities open besides the seals and before them: those of a holder of the
 	// escrow. Nothing is encrypted to them. Optional.
 	Identities []age.Identity
+	// Old open besides the seals too, after the identities and before the seals;
+	// at most one of a kind. Nothing is sealed to them. They are what the files may
+	// have been sealed to before the configuration changed, such as the passphrase
+	// that the configured one replaces. Optional.
+	Old []Seal
 	// Now is the clock that dates a sealing; default time.Now.
 	Now func() time.Time
 }
@@ -59,10 +64,15 @@ func NewSet(cfg Config) (*Set, error) {
 	if !opener {
 		return nil, ErrNoOpener
 	}
+	for i, s := range cfg.Old {
+		if !opensHere(s.kind) || s.source == nil || slices.ContainsFunc(cfg.Old[:i], func(o Seal) bool { return o.kind == s.kind }) {
+			return nil, fmt.Errorf("old seal %d (%q) opens nothing, or there are two of its kind", i+1, s.kind)
+		}
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now //nolint:forbidigo // the documented default of an optional clock
 	}
-	cfg.Seals, cfg.Identities = slices.Clone(cfg.Seals), slices.Clone(cfg.Identities)
+	cfg.Seals, cfg.Identities, cfg.Old = slices.Clone(cfg.Seals), slices.Clone(cfg.Identities), slices.Clone(cfg.Old)
 	return &Set{cfg: func() Config { return cfg }}, nil
 }
 

@@ -42,7 +42,8 @@ func TestTheManualHasEveryFlag(t *testing.T) {
 		heading, body, _ := strings.Cut(part, "\n")
 		text["## "+heading] = body
 	}
-	known := map[string]bool{"--help": true, "--version": true}
+	// Those of systemd-run and systemd-creds are in an example.
+	known := map[string]bool{"--help": true, "--version": true, "--pipe": true, "--name": true}
 	for command, headings := range sections() {
 		code, help, stderr := run(t.Context(), append(strings.Fields(command), "--help")...)
 		if code != status.OK {

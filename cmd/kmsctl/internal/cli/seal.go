@@ -21,6 +21,8 @@ type sealFlags struct {
 	config     string
 	identities []string
 	json       bool
+	// old is the file of the passphrase that was the configured one before.
+	old string
 }
 
 func (f *sealFlags) register(cmd *cobra.Command) {
@@ -31,6 +33,13 @@ func (f *sealFlags) register(cmd *cobra.Command) {
 	fs.BoolVar(&f.json, "json", false, "print the result as JSON")
 	complete(cmd, "config", file("toml"))
 	complete(cmd, "identity", file())
+}
+
+// registerOld adds the flag of the verbs that write.
+func (f *sealFlags) registerOld(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVar(&f.old, "old-passphrase-file", "", "also open with the passphrase in this `file`, the one before that of the configuration; \"-\" is standard input, which asks where it is a terminal")
+	complete(cmd, "old-passphrase-file", file())
+	return cmd
 }
 
 func newSeal(env Environment) *cobra.Command {
@@ -60,7 +69,7 @@ are. A KMS that runs need not be stopped.`,
 		},
 	}
 	f.register(cmd)
-	cmd.AddCommand(newSealStatus(env, &f), newSealAdd(env, &f), newSealRemove(env, &f), newSealRotate(env, &f))
+	cmd.AddCommand(newSealStatus(env, &f), f.registerOld(newSealAdd(env, &f)), f.registerOld(newSealRemove(env, &f)), f.registerOld(newSealRotate(env, &f)))
 	return cmd
 }
 
@@ -135,9 +144,14 @@ func newSealRotate(env Environment, f *sealFlags) *cobra.Command {
 recipients, the passphrase that is configured now, the PCRs as they are now. The
 root keys are the same.
 
+To change a passphrase, put the new one where the configuration says, and run
+this with --old-passphrase-file where nothing else opens the keys. Nothing is
+sealed to the old one.
+
 After the platform has changed, a passphrase opens the keys, or --identity with
 the key of a holder of the escrow; both seal them to the platform as it is now.`,
 		Example: `  kmsctl seal rotate
+  kmsctl seal rotate --old-passphrase-file /run/secrets/passphrase.old
   kmsctl seal rotate --identity escrow.txt
   kmsctl seal rotate --identity ~/.ssh/id_ed25519`,
 		Args: noArgs,

@@ -11,6 +11,7 @@ import (
 
 	"filippo.io/age"
 
+	"teekms/cmd/kmsctl/internal/cli"
 	"teekms/cmd/kmsctl/internal/status"
 	"teekms/internal/keys"
 	"teekms/internal/keys/keystore"
@@ -93,5 +94,65 @@ func TestSealThroughTheLifeOfADirectory(t *testing.T) {
 	}
 	if code, _, stderr := run(t.Context(), "seal", "status", "--config", config); code != status.OK {
 		t.Errorf("kmsctl seal status = %d, %q, want status 0", code, stderr)
+	}
+}
+
+// The files are sealed to a passphrase alone, which is changed.
+func TestSealTakesTheOldPassphrase(t *testing.T) {
+	config, secret, _ := sealedWorld(t)
+	seal := func(stdin string, args ...string) (int, string) {
+		var out, errs strings.Builder
+		code := cli.Run(t.Context(), cli.Environment{
+			Args: append([]string{"seal", "--config", config}, args...), Stdin: strings.NewReader(stdin),
+			Stdout: &out, Stderr: &errs, Getenv: func(string) string { return "" }, Now: time.Now, Version: "v1.2.3",
+		})
+		if all := out.String() + errs.String(); strings.Contains(all, "canary") {
+			t.Errorf("kmsctl seal %q shows a passphrase: %s", args, all)
+		}
+		return code, errs.String()
+	}
+	put := func(path, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, errs := seal("", "add", "passphrase"); code != status.OK {
+		t.Fatalf("kmsctl seal add = %d, %s", code, errs)
+	}
+	old := filepath.Join(filepath.Dir(config), "old")
+	put(old, "canary\r\n")
+	put(secret, "second canary\n")
+	steps := []struct {
+		stdin, args string
+		code        int
+		stderr      string
+	}{
+		{"", "status", status.Failed, "kmsctl seal rotate --old-passphrase-file FILE"},
+		{"", "rotate", status.Failed, "passphrase: wrong passphrase"},
+		{"", "rotate --old-passphrase-file " + secret, status.Failed, "passphrase: the old one: wrong passphrase"},
+		{"", "rotate --old-passphrase-file /nonexistent", status.Failed, "--old-passphrase-file: open /nonexistent: no such file"},
+		{"", "rotate --old-passphrase-file -", status.Failed, "--old-passphrase-file: standard input is empty"},
+		{"a\nb\n", "rotate --old-passphrase-file -", status.Failed, "--old-passphrase-file: standard input has more than one line"},
+		{"", "status --old-passphrase-file " + old, status.Usage, "unknown flag"},
+		{"", "rotate --old-passphrase-file " + old, status.OK, "scrypt takes a while"},
+		{"", "status", status.OK, "Warning: the files are sealed with the work factor 10"},
+		{"", "rotate --old-passphrase-file " + old, status.OK, "scrypt takes a while"}, // not needed any more
+	}
+	for _, step := range steps {
+		if code, errs := seal(step.stdin, strings.Fields(step.args)...); code != step.code || !strings.Contains(errs, step.stderr) {
+			t.Errorf("kmsctl seal %s = %d, %q, want %d, %q", step.args, code, errs, step.code, step.stderr)
+		}
+	}
+	// The other verbs write everything anew too.
+	put(secret, "third canary\n")
+	if code, errs := seal("second canary", "remove", "escrow", "--old-passphrase-file", "-"); code != status.OK {
+		t.Errorf("kmsctl seal remove = %d, %s", code, errs)
+	}
+	put(secret, "fourth canary\n")
+	if code, errs := seal("third canary\n", "add", "--old-passphrase-file", "-"); code != status.OK {
+		t.Errorf("kmsctl seal add = %d, %s", code, errs)
+	}
+	if code, errs := seal("", "status"); code != status.OK {
+		t.Errorf("kmsctl seal status = %d, %s", code, errs)
 	}
 }

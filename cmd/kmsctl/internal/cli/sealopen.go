@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"filippo.io/age"
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 	"teekms/cmd/kmsctl/internal/sealdir"
 	"teekms/internal/config"
 	"teekms/internal/keys"
+	"teekms/internal/keys/seal"
 	"teekms/internal/observe"
 )
 
@@ -46,11 +48,36 @@ func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Dir
 	if err != nil {
 		return nil, err
 	}
+	old, err := f.oldSeals(cfg.Core, env)
+	if err != nil {
+		return nil, err
+	}
 	return sealdir.New(sealdir.Config{
 		Dir: cfg.Core.CertDir, Domain: cfg.Core.Onboard.AutoBootstrapDomain,
-		Seals: seals, Identities: ids, Now: env.Now, Log: log, Progress: tell,
-		Compare: func(files map[string][]byte) []string { return otherwise(cfg.Core, files) },
+		Seals: seals, Identities: ids, Old: old, Now: env.Now, Log: log, Progress: tell,
+		Compare: func(files map[string][]byte) (notes, warnings []string) {
+			return otherwise(cfg.Core, files), sealing.Weak(cfg.Core, files)
+		},
 	}), nil
+}
+
+// oldSeals are what the files may have been sealed to before. A file is read at
+// once, so that a wrong name is told; a person is asked when it is needed.
+func (f *sealFlags) oldSeals(c config.Core, env Environment) ([]seal.Seal, error) {
+	if f.old == "" {
+		return nil, nil
+	}
+	if tty, ok := env.stdin().(*os.File); ok && f.old == "-" && terminal.Is(tty) {
+		ask := func(ctx context.Context) (keys.Secret, error) {
+			return env.ask(ctx, "Old passphrase of the key directory: ")
+		}
+		return []seal.Seal{sealing.Old(c, ask)}, nil
+	}
+	old, err := sealing.ReadOld("--old-passphrase-file", f.old, env.stdin())
+	if err != nil {
+		return nil, err
+	}
+	return []seal.Seal{sealing.Old(c, func(context.Context) (keys.Secret, error) { return old, nil })}, nil
 }
 
 // otherwise says of seals that are configured and in the files what differs.

@@ -35,13 +35,16 @@ type Config struct {
 	Seals []seal.Seal
 	// Identities open besides: those of a holder of the escrow.
 	Identities []age.Identity
+	// Old open besides, where a verb writes: what the files may have been sealed to
+	// before the configuration changed. Nothing is sealed to them.
+	Old []seal.Seal
 	// Now is the clock.
 	Now func() time.Time
 	// Log is where the key store tells of repairs.
 	Log *zap.Logger
-	// Compare says in what seals that are configured and in the files differ; they
-	// become notes of a status. Optional.
-	Compare func(files map[string][]byte) []string
+	// Compare says in what seals that are configured and in the files differ, and
+	// what is weak about them, as notes and warnings of a status. Optional.
+	Compare func(files map[string][]byte) (notes, warnings []string)
 	// Progress tells what is done now, where that takes its time.
 	Progress func(text string)
 }
@@ -230,7 +233,7 @@ func (d *Directory) open(ctx context.Context, sealed bool) (*opened, error) {
 	cfg := keystore.Config{Dir: d.cfg.Dir, Domain: d.cfg.Domain, FS: d.fs, Now: d.cfg.Now, Log: d.cfg.Log}
 	var w *witness
 	if sealed {
-		set, err := seal.NewSet(seal.Config{Seals: d.cfg.Seals, Identities: d.cfg.Identities, Now: d.cfg.Now})
+		set, err := seal.NewSet(seal.Config{Seals: d.cfg.Seals, Identities: d.cfg.Identities, Old: d.cfg.Old, Now: d.cfg.Now})
 		if err != nil {
 			return nil, err
 		}

@@ -67,6 +67,7 @@ func (d *Directory) Status(ctx context.Context) (*Status, error) {
 	if header == nil {
 		s.plain(d.cfg.Seals)
 		s.sort()
+		d.compare(s, files)
 		return s, nil
 	}
 	s.Sealed, s.Made = true, &header.Made
@@ -75,10 +76,17 @@ func (d *Directory) Status(ctx context.Context) (*Status, error) {
 	}
 	s.sort()
 	s.judge(header)
-	if d.cfg.Compare != nil {
-		s.Notes = append(s.Notes, d.cfg.Compare(files)...)
-	}
+	d.compare(s, files)
 	return s, nil
+}
+
+// compare adds what the configuration has to say about the files.
+func (d *Directory) compare(s *Status, files map[string][]byte) {
+	if d.cfg.Compare == nil {
+		return
+	}
+	notes, warnings := d.cfg.Compare(files)
+	s.Notes, s.Warnings = append(s.Notes, notes...), append(s.Warnings, warnings...)
 }
 
 // plain is the status of plain files.
@@ -158,6 +166,9 @@ func (s *Status) judge(header *seal.Header) {
 		s.why = "nothing opens the private keys here: " + privatefile.List(privatefile.Seals(header)) + " would have to"
 		if slices.ContainsFunc(header.Seals, func(d seal.Described) bool { return d.Kind == seal.KindEscrow }) {
 			s.why += "; the holder of the escrow has the way in: kmsctl seal rotate --identity FILE"
+		}
+		if slices.ContainsFunc(header.Seals, func(d seal.Described) bool { return d.Kind == seal.KindPassphrase }) {
+			s.why += "; where the passphrase is another one now, the old one opens: kmsctl seal rotate --old-passphrase-file FILE"
 		}
 	}
 	if len(lacking) > 0 {
