@@ -1,7 +1,9 @@
 package guestagent
 
 import (
+	"bytes"
 	"fmt"
+	"strings"
 	"testing"
 
 	"teekms/internal/attest"
@@ -49,6 +51,8 @@ func FuzzAnswers(f *testing.F) {
 		f.Add(s)
 	}
 	f.Add([]byte(`{"attestation":"0000","quote":"00","event_log":"[]","vm_config":{},"os_image_hash":"0x"}`))
+	f.Add([]byte(`{"key":"` + strings.Repeat("7f", KeySize) + `","signature_chain":["00","00"]}`))
+	f.Add([]byte(`{"key":"0x` + strings.Repeat("00", KeySize) + `"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, decode := range []func([]byte, attest.ReportData) (*attest.Evidence, error){decodeAttestation, decodeQuote} {
 			ev, err := decode(b, zeros)
@@ -61,5 +65,9 @@ func FuzzAnswers(f *testing.F) {
 			}
 		}
 		_, _ = decodeInfo(b) // must not panic
+		key, err := decodeKey(b)
+		if usable := key.Len() == KeySize && !bytes.Equal(key.Bytes(), make([]byte, KeySize)); usable != (err == nil) || err != nil && key.Len() != 0 {
+			t.Errorf("decodeKey() = key of %d bytes, %v", key.Len(), err)
+		}
 	})
 }

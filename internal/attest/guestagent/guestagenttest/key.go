@@ -9,9 +9,15 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 )
 
-// rootSeed makes the secp256k1 root key of the one KMS that stands behind all
-// these agents.
+// rootSeed is what RootKey is made of.
 const rootSeed = "root of the KMS behind the agents of tests"
+
+// RootKey is the secp256k1 root key, a scalar of 32 bytes, of the one KMS behind
+// all these agents: from it follow the keys they answer to GetKey.
+func RootKey() []byte {
+	root := sha256.Sum256([]byte(rootSeed))
+	return root[:]
+}
 
 // getKey derives as the agent does: the key of the application by its KMS, below
 // that one for the path. Purpose and algorithm are not in it; the purpose is in
@@ -23,8 +29,8 @@ func (a agent) getKey(r request) (any, error) {
 		return nil, fmt.Errorf("Unsupported algorithm") //nolint:staticcheck // the agent's own words
 	}
 	appID := a.td.Measurements().AppID
-	root := sha256.Sum256([]byte(rootSeed))
-	app, err := derive(root[:], string(appID)+"app-key")
+	root := RootKey()
+	app, err := derive(root, string(appID)+"app-key")
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +50,7 @@ func (a agent) getKey(r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	byKMS, err := sign(root[:], []byte("dstack-kms-issued:"), appID, appPublic)
+	byKMS, err := sign(root, []byte("dstack-kms-issued:"), appID, appPublic)
 	if err != nil {
 		return nil, err
 	}
