@@ -66,6 +66,16 @@ func Links(info fs.FileInfo) int {
 	return int(stat.Nlink)
 }
 
+// Owner returns the number of the user whom a file belongs to, -1 where the file
+// system does not tell.
+func Owner(info fs.FileInfo) int {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return -1
+	}
+	return int(stat.Uid)
+}
+
 // File is a file open for writing.
 type File interface {
 	Write(b []byte) (int, error)

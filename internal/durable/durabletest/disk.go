@@ -42,6 +42,7 @@ type Disk struct {
 type node struct {
 	dir     bool
 	mode    fs.FileMode
+	owner   uint32
 	data    []byte
 	entries map[string]*node
 
@@ -102,6 +103,18 @@ func (d *Disk) Link(oldName, newName string) {
 		panic(fmt.Sprintf("Link(%q): %v", newName, err)) // a mistake in the test
 	}
 	parent.entries[filepath.Base(newName)], parent.stableEntries[filepath.Base(newName)] = n, n
+}
+
+// Own gives a file or directory to a user, on the disk at once. All that was not
+// given away belongs to user 0.
+func (d *Disk) Own(name string, uid uint32) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := d.walk(name)
+	if err != nil {
+		panic(fmt.Sprintf("Own(%q): %v", name, err)) // a mistake in the test
+	}
+	n.owner = uid
 }
 
 // Delete removes a file, on the disk at once, its contents too.
@@ -256,7 +269,7 @@ func copyNode(n *node, o Outcome, entriesOf func(*node) map[string]*node, copies
 	if c, ok := copies[n]; ok {
 		return c
 	}
-	c := &node{dir: n.dir, mode: n.stableMode, data: bytes.Clone(n.stable)}
+	c := &node{dir: n.dir, mode: n.stableMode, owner: n.owner, data: bytes.Clone(n.stable)}
 	if n.written {
 		c.data = bytes.Clone(o.data(n.stable, n.data))
 	}

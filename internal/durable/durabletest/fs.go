@@ -233,8 +233,8 @@ func (f *FS) RenameNew(oldName, newName string) error {
 	return f.do("rename", newName, true, func() error { return f.disk.rename(oldName, newName, false) }, nil)
 }
 
-// Overwrite writes zeros over a file with one name, and syncs them. Torn, half of
-// them are in the cache and none was synced.
+// Overwrite writes zeros over a file with one name that its owner may write, and
+// syncs them. Torn, half of them are in the cache and none was synced.
 func (f *FS) Overwrite(name string) error {
 	zeros := func(whole bool) func() error {
 		return func() error {
@@ -246,6 +246,8 @@ func (f *FS) Overwrite(name string) error {
 				return syscall.EISDIR
 			case f.disk.root.names(n) > 1:
 				return errors.New("has another name")
+			case n.mode&0o200 == 0:
+				return syscall.EACCES
 			case whole:
 				n.data = make([]byte, len(n.data))
 				n.stable, n.written = bytes.Clone(n.data), false
@@ -341,7 +343,7 @@ type info struct {
 }
 
 func (d *Disk) newInfo(name string, n *node) info {
-	i := info{name: name, size: int64(len(n.data)), mode: n.mode, sys: &syscall.Stat_t{Nlink: 1}}
+	i := info{name: name, size: int64(len(n.data)), mode: n.mode, sys: &syscall.Stat_t{Nlink: 1, Uid: n.owner}}
 	if n.dir {
 		i.mode |= fs.ModeDir
 		return i
