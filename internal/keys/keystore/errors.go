@@ -46,6 +46,12 @@ var errChanged = errors.New("was written by another process since it was opened;
 // opened.
 var errForeignRoots = errors.New("holds other keys than when it was opened")
 
+// listError says that the key directory itself could not be listed: whether it
+// has a stage is not known.
+type listError struct{ error }
+
+func (e listError) Unwrap() error { return e.error }
+
 // PermissionError says that the operating system denied access to a file of the
 // key directory. Path is the file's final path, wherever in making it the
 // denial came.

@@ -1,5 +1,10 @@
 package keystore
 
+import (
+	"crypto/sha256"
+	"fmt"
+)
+
 // MarshalInfo gives tests the other half of [ParseInfo].
 func MarshalInfo(i *Info) ([]byte, error) { return i.marshal() }
 
@@ -15,6 +20,16 @@ func MarkedFiles(text []byte) ([]string, bool) {
 
 // MarshalMarker writes what MarkedFiles reads.
 func MarshalMarker(files map[string][]byte) []byte { return marshalMarker(files) }
+
+// MarshalResealing writes the marker of files that replace others.
+func MarshalResealing(old, files map[string][]byte) []byte {
+	return resealing(fileSet(old).digests(), files).marshal()
+}
+
+// EndMarker makes a whole marker of any lines.
+func EndMarker(body string) []byte {
+	return fmt.Appendf(nil, "%s%s%x\n", body, markerEnd, sha256.Sum256([]byte(body)))
+}
 
 // PlainFiles returns the private files of a bundle as they would be without
 // seals.

@@ -53,7 +53,7 @@ func (s *Store) reload(ctx context.Context, strict bool) (unlock func(), err err
 // that are sealed and are not those in o it returns, to be opened.
 func (s *Store) load(ctx context.Context, o *opened, strict bool) (sealed fileSet, err error) {
 	rolled, err := s.recoverStage()
-	if err != nil && (strict || !s.ignorable()) {
+	if _, unlisted := errors.AsType[listError](err); err != nil && (strict || unlisted || !s.ignorable()) {
 		return nil, err
 	}
 	if err != nil {
@@ -94,7 +94,7 @@ func (s *Store) ignorable() bool {
 	if errors.Is(err, fs.ErrNotExist) {
 		return true
 	}
-	_, marked := parseMarker(text)
+	_, marked := wholeMarker(text)
 	return err == nil && !marked
 }
 
@@ -182,7 +182,10 @@ func (s *Store) repairSealed(ctx context.Context, l *loader, all fileSet) error 
 		return err
 	}
 	m := resealing(l.c.onDisk, files)
-	if err := s.stage(files, m.marshal()); err != nil {
+	if err := s.checkReplaceable(m); err != nil {
+		return err
+	}
+	if err := s.stageResealed(m, files); err != nil {
 		s.unstage()
 		return err
 	}

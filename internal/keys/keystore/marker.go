@@ -90,17 +90,23 @@ func (m marker) marshal() []byte {
 	return b.Bytes()
 }
 
+// wholeMarker returns the lines of a marker before its own digest, false where
+// that is not right: it is torn.
+func wholeMarker(text []byte) (lines string, ok bool) {
+	lines, end, ok := strings.Cut(string(text), "\n"+markerEnd)
+	if !ok || end != fmt.Sprintf("%x\n", sha256.Sum256([]byte(lines+"\n"))) {
+		return "", false
+	}
+	return lines, true
+}
+
 // parseMarker reports false for everything that is not written here.
 func parseMarker(text []byte) (marker, bool) {
-	body, end, ok := strings.Cut(string(text), "\n"+markerEnd)
+	lines, ok := wholeMarker(text)
 	if !ok {
 		return marker{}, false
 	}
-	body += "\n"
-	if end != fmt.Sprintf("%x\n", sha256.Sum256([]byte(body))) {
-		return marker{}, false
-	}
-	rows := strings.Split(strings.TrimSuffix(body, "\n"), "\n")
+	rows := strings.Split(lines, "\n")
 	m := marker{resealing: rows[0] == resealHead}
 	if !m.resealing && rows[0] != markerHead || len(rows) < 2 {
 		return marker{}, false
@@ -116,12 +122,20 @@ func parseMarker(text []byte) (marker, bool) {
 		if l.name, ok = name, parseDigest(l.digest[:], digest); !ok || !isOurs(name) || l.replaces && !isPrivate(name) {
 			return marker{}, false
 		}
-		if m.resealing && slices.ContainsFunc(m.lines, func(o markerLine) bool { return o.name == name }) {
-			return marker{}, false
-		}
 		m.lines = append(m.lines, l)
 	}
-	return m, true
+	return m, m.plausible() && bytes.Equal(m.marshal(), text)
+}
+
+// plausible reports whether no file is named twice and a resealing has all
+// private files: they are of one sealing, always.
+func (m marker) plausible() bool {
+	named := map[string]bool{}
+	for _, l := range m.lines {
+		named[l.name] = true
+	}
+	missing := func(name string) bool { return !named[name] }
+	return len(named) == len(m.lines) && (!m.resealing || !slices.ContainsFunc(privateFiles(), missing))
 }
 
 // parseOld takes the first field off a row.

@@ -72,7 +72,7 @@ func (s *Store) reseal(m marker, files fileSet) error {
 	if err := s.checkReplaceable(m); err != nil {
 		return err
 	}
-	err := s.stage(files, m.marshal())
+	err := s.stageResealed(m, files)
 	var done swapped
 	if err == nil {
 		done, err = s.swap(m.moves())
@@ -86,6 +86,32 @@ func (s *Store) reseal(m marker, files fileSet) error {
 	return err
 }
 
+// stageResealed is stage, but refuses before the marker files that would change
+// hands: made by root, say, they would be closed to the user who runs the KMS,
+// and those of another user cannot be overwritten.
+func (s *Store) stageResealed(m marker, files fileSet) error {
+	if err := s.stageFiles(files); err != nil {
+		return err
+	}
+	for _, l := range m.lines {
+		if !l.replaces {
+			continue
+		}
+		old, err := s.fs.Stat(s.path(l.name))
+		if err != nil {
+			return pathError("reading", s.path(l.name), err)
+		}
+		made, err := s.fs.Stat(s.staged(l.name))
+		if err != nil {
+			return pathError("reading", s.staged(l.name), err)
+		}
+		if was, is := durable.Owner(old), durable.Owner(made); was != is {
+			return fmt.Errorf("%s belongs to another user (%d) than the file in its place would (%d): run this as the user who owns the key directory's files", s.path(l.name), was, is)
+		}
+	}
+	return s.mark(files, m.marshal())
+}
+
 // checkReplaceable refuses to replace files that are not those the marker says,
 // and those whose overwriting would not do or would do too much.
 func (s *Store) checkReplaceable(m marker) error {
@@ -94,8 +120,7 @@ func (s *Store) checkReplaceable(m marker) error {
 		return pathError("reading", s.dir, err)
 	}
 	for _, e := range entries {
-		i := slices.IndexFunc(m.lines, func(l markerLine) bool { return l.name == e.Name() })
-		if i < 0 {
+		if !slices.ContainsFunc(m.lines, func(l markerLine) bool { return l.replaces && l.name == e.Name() }) {
 			continue
 		}
 		path := s.path(e.Name())
@@ -111,6 +136,9 @@ func (s *Store) checkReplaceable(m marker) error {
 		}
 	}
 	for _, l := range m.lines {
+		if !l.replaces {
+			continue
+		}
 		sum, err := s.digest(s.path(l.name))
 		if err != nil {
 			return pathError("reading", s.path(l.name), err)
@@ -154,7 +182,7 @@ func (s *Store) swap(moves []move) (done swapped, err error) {
 			continue
 		}
 		done.retired = append(done.retired, m.name)
-		if err := s.fs.Rename(s.path(m.name), s.retired(m.name)); err != nil {
+		if err := s.fs.RenameNew(s.path(m.name), s.retired(m.name)); err != nil {
 			return done, s.writeError(m.name, err)
 		}
 	}
@@ -248,6 +276,8 @@ func (s *Store) checkResealed(l markerLine) (*move, error) {
 	switch {
 	case err != nil:
 		return nil, err
+	case staged == nil && there != nil && !isPrivate(l.name):
+		return nil, nil // replaced since, by a renewal or an operator
 	case staged == nil || *staged != l.digest:
 		return nil, fmt.Errorf("recovering %s: damaged after it was written; restore the directory from a backup (the old file may be %s)", s.staged(l.name), s.retired(l.name))
 	case !isPrivate(l.name):
@@ -263,7 +293,25 @@ func (s *Store) checkResealed(l markerLine) (*move, error) {
 	}
 	// A crash may leave both names of a renamed file.
 	both := retired != nil && *retired == l.old
+	if both {
+		if err := s.checkOneFile(l.name); err != nil {
+			return nil, err
+		}
+	}
 	return &move{name: l.name, retire: !both, replace: both}, nil
+}
+
+// checkOneFile refuses an old file that was copied back: the copy would be
+// replaced without being overwritten.
+func (s *Store) checkOneFile(name string) error {
+	info, err := s.fs.Stat(s.path(name))
+	if err != nil {
+		return pathError("reading", s.path(name), err)
+	}
+	if durable.Links(info) == 1 {
+		return fmt.Errorf("recovering %s: %s is another file with the same contents: remove one of them", s.path(name), s.retired(name))
+	}
+	return nil
 }
 
 // digestIf returns nil where there is no file.
@@ -301,6 +349,12 @@ func (s *Store) wipe(m marker) error {
 		}
 		path := s.retired(l.name)
 		err := s.fs.Overwrite(path)
+		if errors.Is(err, fs.ErrPermission) {
+			// Its owner may only read it.
+			if err = s.fs.Chmod(path, secretMode); err == nil {
+				err = s.fs.Overwrite(path)
+			}
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

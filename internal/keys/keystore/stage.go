@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -35,10 +36,49 @@ func (f fileSet) only(names []string) fileSet {
 
 func (s *Store) staged(name string) string { return filepath.Join(s.dir, stageDir, name) }
 
+// hasStage reports whether there is a stage. One that is a link, or that neither
+// this user nor the owner of the directory made, is an error: what is in it was
+// not written here, and what it leads to is not ours to move, overwrite or
+// remove.
+func (s *Store) hasStage() (bool, error) {
+	entries, err := s.fs.ReadDir(s.dir)
+	if err != nil {
+		return false, listError{pathError("reading", s.dir, err)}
+	}
+	i := slices.IndexFunc(entries, func(e fs.DirEntry) bool { return e.Name() == stageDir })
+	if i < 0 {
+		return false, nil
+	}
+	if !entries[i].IsDir() {
+		return false, fmt.Errorf("%s is no directory: remove it", s.path(stageDir))
+	}
+	stage, err := entries[i].Info()
+	if err != nil {
+		return false, pathError("reading", s.path(stageDir), err)
+	}
+	dir, err := s.fs.Stat(s.dir)
+	if err != nil {
+		return false, pathError("reading", s.dir, err)
+	}
+	if owner := durable.Owner(stage); owner != os.Geteuid() && owner != durable.Owner(dir) {
+		return false, fmt.Errorf("%s belongs to another user (%d) than %s: run this as that user, or remove it if it is not of this KMS", s.path(stageDir), owner, s.dir)
+	}
+	return true, nil
+}
+
 // stage writes the files and then their marker into the stage, each step durable
 // before the next. When it returns nil the files are committed: opening the
 // directory brings them in place. The failed file's name comes with the error.
 func (s *Store) stage(files fileSet, marker []byte) error {
+	if err := s.stageFiles(files); err != nil {
+		return err
+	}
+	return s.mark(files, marker)
+}
+
+// stageFiles makes the stage with the files in it, durable and without meaning
+// yet.
+func (s *Store) stageFiles(files fileSet) error {
 	names := files.names()
 	// The root CA key goes first, so that a directory that cannot be written is
 	// reported with its path.
@@ -58,6 +98,13 @@ func (s *Store) stage(files fileSet, marker []byte) error {
 	if err := s.fs.SyncDir(s.dir); err != nil {
 		return s.writeError(names[0], err)
 	}
+	return nil
+}
+
+// mark commits the files in the stage.
+func (s *Store) mark(files fileSet, marker []byte) error {
+	names := files.names()
+	slices.Reverse(names)
 	if err := durable.WriteNew(s.fs, s.staged(markerFile), marker, secretMode); err != nil {
 		return s.writeError(names[0], err)
 	}
@@ -93,11 +140,12 @@ func (s *Store) publish(names []string) (moved []string, err error) {
 // discard removes the stage, the marker first: what is removed after it is
 // garbage also after a crash. A stage that is not there is no error.
 func (s *Store) discard() error {
+	there, err := s.hasStage()
+	if err != nil || !there {
+		return err
+	}
 	stage := filepath.Join(s.dir, stageDir)
 	entries, err := s.fs.ReadDir(stage)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
 	if err != nil {
 		return pathError("reading", stage, err)
 	}
@@ -147,12 +195,18 @@ func (s *Store) rollback(moved []string) error {
 // recoverStage brings an interrupted write to its end: a marked stage forward, one
 // without a valid marker back. It reports whether root keys came forward.
 func (s *Store) recoverStage() (rolledForward bool, err error) {
+	if there, err := s.hasStage(); err != nil || !there {
+		return false, err
+	}
 	text, err := s.fs.ReadFile(s.staged(markerFile), maxMarker)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, pathError("reading", s.staged(markerFile), err)
 	}
 	m, ok := parseMarker(text)
+	_, whole := wholeMarker(text)
 	switch {
+	case !ok && whole:
+		return false, fmt.Errorf("recovering %s: whole, but not of a form that this version writes: start the version that wrote it once", s.staged(markerFile))
 	case !ok:
 		return false, s.discard()
 	case m.resealing:
