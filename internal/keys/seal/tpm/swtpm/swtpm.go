@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -82,15 +83,29 @@ func (t *TPM) start() error {
 	cmd.Stdout, cmd.Stderr = t.said, t.said
 	// It must not outlive a test that was killed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	ended, err := run(cmd)
+	if err != nil {
 		return fmt.Errorf("starting swtpm: %w", err)
 	}
-	t.process, t.ended = cmd, make(chan struct{})
-	go func(ended chan struct{}) {
-		_ = cmd.Wait() // it is killed
-		close(ended)
-	}(t.ended)
+	t.process, t.ended = cmd, ended
 	return t.listening()
+}
+
+// run starts cmd on a thread of its own, which lives as long as it does: the
+// signal at the parent's death comes when the thread that started it ends.
+func run(cmd *exec.Cmd) (ended chan struct{}, err error) {
+	started, ended := make(chan error), make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // it is killed
+		}
+	}()
+	return ended, <-started
 }
 
 // listening waits until a connection is taken.
