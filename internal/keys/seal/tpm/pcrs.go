@@ -1,6 +1,8 @@
 package tpm
 
 import (
+	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -92,4 +94,38 @@ func (s selection) wereOther() string {
 		return s.String() + " is not what it was"
 	}
 	return s.String() + " are not what they were"
+}
+
+// Unmeasured returns those of the configured PCRs that hold what they hold when
+// the TPM starts, in ascending order: nothing was measured into them since, so
+// that what is sealed to them alone opens in any state that leaves them alone.
+// That is all zeros, for those of a later, dynamic launch (17 to 22) all ones.
+func (s *Source) Unmeasured(ctx context.Context) ([]int, error) {
+	var found []int
+	err := s.with(ctx, func(t *tpm) error {
+		found = nil
+		parent, err := t.createSRK()
+		if err != nil {
+			return err
+		}
+		values, err := t.readPCRs(parent, s.pcrs)
+		if err != nil {
+			return err
+		}
+		for i, v := range values {
+			if initial(v) {
+				found = append(found, int(s.pcrs[i]))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the PCRs of the TPM: %w", err)
+	}
+	return found, nil
+}
+
+// initial reports whether a PCR of this value was never extended.
+func initial(value []byte) bool {
+	return bytes.Equal(value, make([]byte, digestSize)) || bytes.Equal(value, bytes.Repeat([]byte{0xff}, digestSize))
 }
