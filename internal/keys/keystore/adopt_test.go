@@ -1,6 +1,9 @@
 package keystore_test
 
 import (
+	"maps"
+	"slices"
+
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -445,10 +448,31 @@ func FuzzMarker(f *testing.F) {
 	f.Add(good[:len(good)-1])
 	f.Add(bytes.Replace(good, []byte("rpc.crt"), []byte("../.crt"), 1))
 	f.Add([]byte("teekms stage 1\n"))
+	private := map[string][]byte{"root-ca.key": {1}, "root-k256.key": {2}, "rpc.key": {3}, "tmp-ca.key": {4}}
+	repaired := maps.Clone(private)
+	repaired["rpc.crt"], repaired["root-ca.crt"] = []byte{5}, []byte{6}
+	for _, text := range [][]byte{
+		keystore.MarshalResealing(private, private),
+		keystore.MarshalResealing(map[string][]byte{"root-ca.key": {1}, "root-k256.key": {2}}, repaired),
+	} {
+		if _, ok := keystore.MarkedFiles(text); !ok {
+			f.Fatalf("the marker of a resealing is none: %s", text)
+		}
+		f.Add(text)
+		f.Add(bytes.Replace(text, []byte("rpc.key"), []byte("../.key"), 1))
+	}
+	for _, body := range strangeMarkers() {
+		f.Add(keystore.EndMarker(body))
+	}
 	f.Fuzz(func(t *testing.T, text []byte) {
+		// The fuzzer does not find digests: its lines are tried with the right one.
+		text = keystore.EndMarker(string(text[:max(0, bytes.LastIndex(text, []byte("end ")))]))
 		names, ok := keystore.MarkedFiles(text)
 		if !ok {
 			return
+		}
+		if again := keystore.RemarshalMarker(text); !bytes.Equal(again, text) {
+			t.Errorf("%q is written again as %q", text, again)
 		}
 		for _, name := range names {
 			if _, ours := theEight()[name]; !ours {
@@ -456,6 +480,93 @@ func FuzzMarker(f *testing.F) {
 			}
 		}
 	})
+}
+
+// strangeMarkers are the lines of markers that nobody writes.
+func strangeMarkers() []string {
+	digest, old := strings.Repeat("0a", 32), strings.Repeat("0b", 32)
+	all := func(line string) string {
+		var b strings.Builder
+		for _, name := range privateNames() {
+			fmt.Fprintln(&b, strings.ReplaceAll(line, "NAME", name))
+		}
+		return b.String()
+	}
+	whole := all(old + " " + digest + " NAME")
+	return []string{
+		"",
+		"teekms stage 1\n",
+		"teekms stage 2\n" + digest + " root-ca.key\n",
+		"teekms stage 1\n" + digest + " root-ca.key\n" + digest + " root-ca.key\n",
+		"teekms stage 1\n" + strings.ToUpper(digest) + " root-ca.key\n",
+		"teekms stage 1\n" + digest + " root-ca.key.old\n",
+		"teekms stage 1\n" + digest + " ../root-ca.key\n",
+		"teekms stage 1\n" + digest + " /etc/passwd\n",
+		"teekms stage 1\n" + digest + " commit\n",
+		"teekms stage 1\n" + digest + "  root-ca.key\n",
+		"teekms stage 1\n" + digest + " root-ca.key\n\n",
+		"teekms stage 1\n" + old + " " + digest + " root-ca.key\n",
+		"teekms reseal 1\n" + digest + " root-ca.key\n",
+		"teekms reseal 1\n" + old + " " + digest + " root-ca.key\n",
+		"teekms reseal 1\n" + strings.ReplaceAll(whole, "rpc.key", "rpc.crt"),
+		"teekms reseal 1\n" + whole + old + " " + digest + " rpc.crt\n",
+		"teekms reseal 1\n" + whole + old + " " + digest + " root-ca.key\n",
+		"teekms reseal 1\n" + whole + "- " + digest + " ../rpc.crt\n",
+		"teekms reseal 1\n" + all(strings.ToUpper(old)+" "+digest+" NAME"),
+		"teekms reseal 1\n" + all("-- "+digest+" NAME"),
+		"teekms reseal 1\n" + all(old[2:]+" "+digest+" NAME"),
+		"teekms reseal 2\n" + whole,
+	}
+}
+
+func TestStrangeMarkersAreNone(t *testing.T) {
+	for _, body := range strangeMarkers() {
+		if names, ok := keystore.MarkedFiles(keystore.EndMarker(body)); ok {
+			t.Errorf("%q is taken for a marker of %v", body, names)
+		}
+	}
+	// The test of the test: with these lines it is one.
+	digest := strings.Repeat("0a", 32)
+	if _, ok := keystore.MarkedFiles(keystore.EndMarker("teekms stage 1\n" + digest + " root-ca.key\n")); !ok {
+		t.Error("a good marker is none")
+	}
+}
+
+// TestAdoptedDirectoryIsSealed adopts the directory of a peer, keys open to all,
+// and seals it.
+func TestAdoptedDirectoryIsSealed(t *testing.T) {
+	here := sealTo(t, "here")
+	for _, name := range []string{"older-peer", "newer-peer"} {
+		t.Run(name, func(t *testing.T) {
+			dir := peerDirectory(t, name)
+			before := snapshot(t, dir)
+			s := open(t, dir, nil)
+			if err := s.Reseal(t.Context(), here); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := changed(t, dir, before), []string{"root-ca.key", "root-k256.key", "rpc.key", "tmp-ca.key"}; !slices.Equal(got, want) || len(list(t, dir)) != 9 {
+				t.Errorf("changed %v of %v, want the private files, nothing new", got, list(t, dir))
+			}
+			for _, file := range privateNames() {
+				if got := perm(t, dir, file); got != 0o600 {
+					t.Errorf("mode of %s = %o, want 600", file, got)
+				}
+				if got := plainOf(t, dir, nil, here)[file]; !bytes.Equal(got, before[file]) {
+					t.Errorf("%s has other contents when opened", file)
+				}
+			}
+			s, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Now: clock, Sealer: here})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.Domain() != "kms.example.com" || !s.Roots().Equal(vectorRoots(t)) {
+				t.Errorf("domain = %q, want the peer's roots and domain", s.Domain())
+			}
+			checkAdoptedKeys(t, s)
+			checkAdoptedRecord(t, s)
+			checkAdoptedRenewal(t, s, dir)
+		})
+	}
 }
 
 func TestMarkerIsWholeOrNone(t *testing.T) {

@@ -26,6 +26,12 @@ func MarshalResealing(old, files map[string][]byte) []byte {
 	return resealing(fileSet(old).digests(), files).marshal()
 }
 
+// RemarshalMarker reads a marker and writes it again.
+func RemarshalMarker(text []byte) []byte {
+	m, _ := parseMarker(text)
+	return m.marshal()
+}
+
 // EndMarker makes a whole marker of any lines.
 func EndMarker(body string) []byte {
 	return fmt.Appendf(nil, "%s%s%x\n", body, markerEnd, sha256.Sum256([]byte(body)))

@@ -36,6 +36,8 @@ func TestMain(m *testing.M) {
 		os.Exit(commitChild(os.Getenv(dirEnv), os.Getenv(stopEnv)))
 	case "seal":
 		os.Exit(sealChild(os.Getenv(dirEnv), os.Getenv(stopEnv)))
+	case "bootstrap", "replica", "repair", "contend":
+		os.Exit(sealedChild(os.Getenv(childEnv), os.Getenv(dirEnv), os.Getenv(stopEnv)))
 	case "nobody":
 		os.Exit(nobodyChild(os.Getenv(dirEnv)))
 	}
@@ -62,17 +64,7 @@ func commitChild(dir, stop string) int {
 		return fail(err)
 	}
 	fmt.Printf("keys %x\n", roots.CAPublic())
-	steps := 0
-	tell := func(when string) func(string) {
-		return func(step string) {
-			fmt.Println(when, step)
-			if steps++; steps == stopAt {
-				fmt.Println("stop")
-				time.Sleep(time.Minute)
-			}
-		}
-	}
-	s, err := keystore.Open(context.Background(), keystore.Config{Dir: dir, FS: durabletest.Observed{FS: durable.OS{}, Before: tell("before"), After: tell("after")}})
+	s, err := keystore.Open(context.Background(), keystore.Config{Dir: dir, FS: told(stopAt)})
 	if err != nil {
 		return fail(err)
 	}
@@ -98,17 +90,7 @@ func sealChild(dir, stop string) int {
 	if err != nil {
 		return fail(err)
 	}
-	steps := 0
-	tell := func(when string) func(string) {
-		return func(step string) {
-			fmt.Println(when, step)
-			if steps++; steps == stopAt {
-				fmt.Println("stop")
-				time.Sleep(time.Minute)
-			}
-		}
-	}
-	cfg := keystore.Config{Dir: dir, FS: durabletest.Observed{FS: durable.OS{}, Before: tell("before"), After: tell("after")}, Now: clock}
+	cfg := keystore.Config{Dir: dir, FS: told(stopAt), Now: clock}
 	s, err := keystore.Open(context.Background(), cfg)
 	if errors.Is(err, keystore.ErrSealed) {
 		cfg.Sealer = here
@@ -122,6 +104,22 @@ func sealChild(dir, stop string) int {
 	}
 	fmt.Println("done")
 	return 0
+}
+
+// told is the real file system, which tells of each step and at one of them waits
+// to be killed.
+func told(stopAt int) durable.FS {
+	steps := 0
+	tell := func(when string) func(string) {
+		return func(step string) {
+			fmt.Println(when, step)
+			if steps++; steps == stopAt {
+				fmt.Println("stop")
+				time.Sleep(time.Minute)
+			}
+		}
+	}
+	return durabletest.Observed{FS: durable.OS{}, Before: tell("before"), After: tell("after")}
 }
 
 func fail(err error) int {
@@ -246,7 +244,10 @@ func TestKilled(t *testing.T) {
 	close(jobs)
 	wg.Wait()
 	killResealing(t, &count)
+	killSealed(t, &count)
 	count.floor(t, map[string]int{
+		"kills of a sealed bootstrap": 80, "kills of a sealed replica": 80, "kills of a sealed repair": 80,
+		"found empty, sealed": 50, "found complete, sealed": 20, "found repaired, sealed": 80,
 		"kills while sealing": 190, "found resealed": 50, "found not resealed": 50,
 		"kills": wantKills, "kills between the first staged write and the last sync": wantStaging,
 		"found empty": 50, "found complete": 50, "rolled forward": 20,

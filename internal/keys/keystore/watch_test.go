@@ -14,6 +14,7 @@ import (
 
 	"teekms/internal/durable"
 	"teekms/internal/durable/durabletest"
+	"teekms/internal/keys"
 	"teekms/internal/keys/keystore"
 )
 
@@ -170,6 +171,40 @@ func TestNothingInTheClear(t *testing.T) {
 		})
 	}
 }
+
+// TestNoReplicaInTheClear looks in the same way around every change of the commit
+// of a replica, whose keys come from another KMS.
+func TestNoReplicaInTheClear(t *testing.T) {
+	source, b := filled(t)
+	replica, err := keystore.NewReplica(keystore.Replica{
+		Roots: b.Roots(), TempCAKey: keys.NewSecret(readFile(t, source, "tmp-ca.key")), Domain: testDomain, Info: b.Info(),
+	}, clock())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range map[string]place{"model": first(modelPlace()), "os": osPlace(t)} {
+		for _, sealer := range []keystore.Sealer{sealTo(t, "here"), nil} {
+			w := &watched{}
+			p.dir += "-" // a directory of its own
+			s, err := keystore.Open(t.Context(), keystore.Config{Dir: p.dir, FS: w.on(p.fsys, p.look), Now: clock, Sealer: sealer})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Commit(t.Context(), replica); err != nil {
+				t.Fatal(err)
+			}
+			var want []string
+			if sealer == nil {
+				want = privateNames() // the watcher sees every key
+			}
+			if diff := cmp.Diff(want, secretsOf(keystore.PlainFiles(replica)).in(w.texts())); diff != "" || w.steps < 100 {
+				t.Errorf("%s, sealed %v: looked %d times, found in the clear (-want +got):\n%s", name, sealer != nil, w.steps, diff)
+			}
+		}
+	}
+}
+
+func first(p place, _ *durabletest.Disk) place { return p }
 
 // TestPlainFilesAreOverwritten seals a plain directory: no file is removed before
 // it was overwritten, and at the end nothing is left in the clear.
