@@ -166,3 +166,13 @@ func TestMakesRoom(t *testing.T) {
 	wantKey(t, s, key, args)
 	chip.wantEmpty()
 }
+
+func TestUnmeasured(t *testing.T) {
+	chip := powerOn(t)
+	chip.measure(7, "secure boot")
+	got, err := chip.source(17, 14, 7).Unmeasured(t.Context())
+	if want := []int{14, 17}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("Unmeasured() = %v, %v, want %v", got, err, want)
+	}
+	chip.wantEmpty()
+}

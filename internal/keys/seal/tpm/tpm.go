@@ -40,6 +40,8 @@ type Config struct {
 	Device string
 	// PCRs are the registers of the SHA-256 bank that Make seals to, each 0 to
 	// 23, in any order, none twice. Required. Find takes those it sealed to.
+	// Any program can set 16 and 23 back: alone they guard nothing, and neither
+	// do registers that nothing is measured into, see Unmeasured.
 	PCRs []int
 	// Timeout bounds each Make and each Find; 30 seconds when zero.
 	Timeout time.Duration
