@@ -167,6 +167,33 @@ func TestOverwrite(t *testing.T) {
 	})
 }
 
+func TestOwner(t *testing.T) {
+	dir := t.TempDir()
+	info, err := durable.OS{}.Stat(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := durable.Owner(info); got != os.Geteuid() {
+		t.Errorf("Owner = %d, want %d", got, os.Geteuid())
+	}
+	disk := durabletest.NewDisk("/d")
+	disk.Own("/d", 990)
+	if info, err = disk.FS(durabletest.Plan{}).Stat("/d"); err != nil {
+		t.Fatal(err)
+	}
+	if got := durable.Owner(info); got != 990 {
+		t.Errorf("Owner = %d, want 990", got)
+	}
+	if got := durable.Owner(silent{info}); got != -1 {
+		t.Errorf("Owner = %d where it is not told, want -1", got)
+	}
+}
+
+// silent tells nothing of the system.
+type silent struct{ fs.FileInfo }
+
+func (silent) Sys() any { return nil }
+
 func TestOverwriteSparesOtherNames(t *testing.T) {
 	dir := t.TempDir()
 	name, other, link := filepath.Join(dir, "f"), filepath.Join(dir, "other"), filepath.Join(dir, "link")

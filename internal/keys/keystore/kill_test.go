@@ -40,6 +40,8 @@ func TestMain(m *testing.M) {
 		os.Exit(sealedChild(os.Getenv(childEnv), os.Getenv(dirEnv), os.Getenv(stopEnv)))
 	case "nobody":
 		os.Exit(nobodyChild(os.Getenv(dirEnv)))
+	case "nobody-seal":
+		os.Exit(nobodySealChild(os.Getenv(dirEnv)))
 	}
 	os.Exit(m.Run())
 }

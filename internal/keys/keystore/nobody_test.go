@@ -42,6 +42,78 @@ func nobodyChild(dir string) int {
 	return 0
 }
 
+// nobodySealChild seals, as another user, a directory of plain files that even
+// their owner may only read.
+func nobodySealChild(dir string) int {
+	if os.Geteuid() == 0 {
+		if err := dropRoot(); err != nil {
+			return fail(err)
+		}
+	}
+	here, err := newSet("here")
+	if err != nil {
+		return fail(err)
+	}
+	s, err := keystore.Open(context.Background(), keystore.Config{Dir: dir, Now: clock})
+	if err != nil {
+		return fail(err)
+	}
+	roots, err := keys.NewRoots()
+	if err != nil {
+		return fail(err)
+	}
+	b, err := keystore.NewBundle(roots, testDomain, nil, clock())
+	if err != nil {
+		return fail(err)
+	}
+	if err := s.Commit(context.Background(), b); err != nil {
+		return fail(err)
+	}
+	for _, name := range privateNames() {
+		if err := os.Chmod(filepath.Join(dir, name), 0o400); err != nil {
+			return fail(err)
+		}
+	}
+	fmt.Println("reseal:", s.Reseal(context.Background(), here))
+	return 0
+}
+
+// TestSealingAsTheUserOfTheFiles seals as their owner, who may only read them,
+// then as root, to whom the files would go.
+func TestSealingAsTheUserOfTheFiles(t *testing.T) {
+	dir := filepath.Join(openTempDir(t), "certs")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(dir, nobody, nobody); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := asNobodyDoes(t, "nobody-seal", dir); got != "reseal: <nil>" {
+		t.Fatalf("as another user: %s, want nil", got)
+	}
+	if left := list(t, dir); len(left) != 7 {
+		t.Errorf("left in the directory: %v, want the seven", left)
+	}
+	if os.Geteuid() != 0 {
+		return // root alone can be another user than the owner
+	}
+	here := sealTo(t, "here")
+	s, err := keystore.Open(t.Context(), keystore.Config{Dir: dir, Now: clock, Sealer: here})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := snapshot(t, dir)
+	want := fmt.Sprintf("belongs to another user (%d) than the file in its place would (0)", nobody)
+	if err := s.Reseal(t.Context(), here); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("Reseal as root = %v, want %s", err, want)
+	}
+	if got := changed(t, dir, before); len(got) != 0 {
+		t.Errorf("a refused resealing has changed %v", got)
+	}
+}
+
 func dropRoot() error {
 	if err := syscall.Setgroups(nil); err != nil {
 		return err
@@ -76,8 +148,13 @@ func openTempDir(t *testing.T) string {
 
 func asNobody(t *testing.T, dir string) string {
 	t.Helper()
+	return asNobodyDoes(t, "nobody", dir)
+}
+
+func asNobodyDoes(t *testing.T, what, dir string) string {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=nobody", dirEnv+"="+dir)
+	cmd.Env = append(os.Environ(), childEnv+"="+what, dirEnv+"="+dir)
 	// Standard error may have the coverage tool's complaints.
 	out, err := cmd.Output()
 	if err != nil {
