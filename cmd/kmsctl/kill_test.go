@@ -36,6 +36,9 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if name, ok := strings.CutPrefix(filepath.Base(os.Args[0]), pluginPrefix); ok {
+		os.Exit(pluginMain(name))
+	}
 	switch os.Getenv(childEnv) {
 	case "kmsctl":
 		os.Exit(run())
