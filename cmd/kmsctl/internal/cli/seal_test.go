@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"filippo.io/age"
+	"github.com/google/go-cmp/cmp"
 
 	"teekms/cmd/kmsctl/internal/cli"
 	"teekms/cmd/kmsctl/internal/status"
@@ -154,5 +156,90 @@ func TestSealTakesTheOldPassphrase(t *testing.T) {
 	}
 	if code, errs := seal("", "status"); code != status.OK {
 		t.Errorf("kmsctl seal status = %d, %s", code, errs)
+	}
+}
+
+func TestSealNamesAreCompleted(t *testing.T) {
+	for args, want := range map[string]string{
+		"add ":               "passphrase tpm guest-agent escrow",
+		"remove ":            "passphrase tpm guest-agent escrow",
+		"add tpm escrow ":    "passphrase guest-agent",
+		"remove passphrase ": "tpm guest-agent escrow",
+		"rotate ":            "",
+		"status ":            "",
+	} {
+		fields := strings.Split(args, " ")
+		code, stdout, stderr := run(t.Context(), append([]string{"__complete", "seal"}, fields...)...)
+		lines := strings.Split(strings.TrimSpace(stdout), "\n")
+		got := strings.Join(lines[:len(lines)-1], " ")
+		if code != status.OK || got != want {
+			t.Errorf("completion of kmsctl seal %q = %d, %q, %s, want %q", args, code, got, stderr, want)
+		}
+		if directive := lines[len(lines)-1]; want != "" && directive != ":4" {
+			t.Errorf("completion of kmsctl seal %q ends with %q, want that no files are offered", args, directive)
+		}
+	}
+}
+
+// TestSealJSON compares the documents with testdata; what differs from run to run
+// is written by its name.
+func TestSealJSON(t *testing.T) {
+	config, _, holder := sealedWorld(t)
+	dir := filepath.Join(filepath.Dir(config), "certs")
+	id, err := os.ReadFile(holder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := age.ParseX25519Identity(string(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, verb := range []string{"status", "add passphrase", "add", "add", "rotate", "status", "remove escrow"} {
+		_, stdout, stderr := run(t.Context(), append([]string{"seal", "--config", config, "--json"}, strings.Fields(verb)...)...)
+		text := strings.NewReplacer(dir, "DIR", key.Recipient().String(), "RECIPIENT").Replace(stdout)
+		text = regexp.MustCompile(`"made": "\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"`).ReplaceAllString(text, `"made": "TIME"`)
+		fmt.Fprintf(&all, "kmsctl seal %s\n%s", verb, text)
+		if !json.Valid([]byte(stdout)) {
+			t.Errorf("kmsctl seal %s --json = %q, %s, want JSON", verb, stdout, stderr)
+		}
+	}
+	const golden = "testdata/seal.golden"
+	if *update {
+		if err := os.WriteFile(golden, []byte(all.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), all.String()); diff != "" {
+		t.Errorf("the JSON differs (-want +got):\n%s", diff)
+	}
+}
+
+// A unit of systemd has the passphrase as a credential; a shell is told how to
+// have one.
+func TestSealWithACredential(t *testing.T) {
+	path, secret, _ := sealedWorld(t)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = []byte(strings.Replace(string(text), fmt.Sprintf("file = %q", secret), "credential = 'passphrase'", 1))
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	const want = "systemd-run -p LoadCredentialEncrypted=passphrase:PATH --pipe --wait"
+	if code, _, stderr := run(t.Context(), "seal", "add", "--config", path); code != status.Failed || !strings.Contains(stderr, want) {
+		t.Errorf("kmsctl seal add without credentials = %d, %q, want %q", code, stderr, want)
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", filepath.Dir(secret))
+	for _, verb := range []string{"add", "status", "rotate"} {
+		if code, _, stderr := run(t.Context(), "seal", verb, "--config", path); code != status.OK {
+			t.Errorf("kmsctl seal %s with a credential = %d, %q", verb, code, stderr)
+		}
 	}
 }
