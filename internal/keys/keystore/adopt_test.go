@@ -1,9 +1,6 @@
 package keystore_test
 
 import (
-	"maps"
-	"slices"
-
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -15,10 +12,12 @@ import (
 	"encoding/pem"
 	"flag"
 	"fmt"
+	"maps"
 	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"

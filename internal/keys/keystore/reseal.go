@@ -69,6 +69,12 @@ func (s *Store) reseal(m marker, files fileSet) error {
 	if _, err := s.recoverStage(); err != nil {
 		return err
 	}
+	switch there, err := s.hasStage(); {
+	case err != nil:
+		return err
+	case there:
+		return fmt.Errorf("%s is left of an earlier write and could not be tidied up; nothing was changed: open the directory again, which tries once more and logs why not", s.path(stageDir))
+	}
 	if err := s.checkReplaceable(m); err != nil {
 		return err
 	}

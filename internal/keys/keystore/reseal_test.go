@@ -74,6 +74,13 @@ func TestOldKeysThatStayAreTold(t *testing.T) {
 	if found := secret.in(d.Contents()); len(found) != 4 {
 		t.Errorf("in the clear: %v, want all four", found)
 	}
+	before := d.Fingerprint()
+	if err := s.Reseal(t.Context(), there); err == nil || !strings.Contains(err.Error(), "/etc/kms/certs/.stage is left of an earlier write") {
+		t.Errorf("Reseal once more = %v, want what is left told", err)
+	}
+	if d.Fingerprint() != before {
+		t.Error("a refused resealing has changed the directory")
+	}
 	// It is sealed all the same, and who opens it finishes.
 	again, err := openSealed(d.FS(durabletest.Plan{}), here)
 	if err != nil {
