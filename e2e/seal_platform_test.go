@@ -105,6 +105,8 @@ func TestPassphraseOpensWhereTheTPMDoesNot(t *testing.T) {
 	p.terminate(t)
 	s.tpm.Measure(11, "a new kernel")
 	p, _ = k.serve(t, exampleDomain)
+	wantReasons(t, p.stderr.String(), "WARN a seal does not open the key directory any more", "PCR 11 of SHA-256 is not what it was",
+		`"by": "passphrase"`)
 	if got := k.appKeys(t, exampleDomain, k); fmt.Sprint(got) != fmt.Sprint(keys) {
 		t.Error("opened by the passphrase the KMS derives other keys")
 	}

@@ -136,4 +136,15 @@ func TestSealedDirectoryIsRepaired(t *testing.T) {
 		}
 	}
 	checkTutorialCommands(t, k.unsealed(t, s))
+
+	// What a repair takes away is told: the configuration has no escrow any more.
+	p.terminate(t)
+	k.configure(t, s.passphrase(t), devAuthority)
+	if err := os.Remove(filepath.Join(k.Certs, "rpc.key")); err != nil {
+		t.Fatal(err)
+	}
+	p, _ = k.serve(t, exampleDomain)
+	wantReasons(t, p.stderr.String(), "WARN the private files were sealed anew to what core.seal configures",
+		`WARN the private files were sealed otherwise before {"seal": "escrow", "before": "age1`)
+	k.checkSealed(t, "teekms-file", "teekms-passphrase")
 }

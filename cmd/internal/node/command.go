@@ -158,6 +158,11 @@ func reportCheck(w io.Writer, path string, cfg *config.Config) error {
 			return err
 		}
 	}
+	for _, text := range sealing.Weaknesses(cfg.Core.Seal) {
+		if _, err := fmt.Fprintf(w, "%s: %s\n", path, text); err != nil {
+			return err
+		}
+	}
 	_, err := fmt.Fprintf(w, "%s: valid\n", path)
 	return err
 }

@@ -11,6 +11,7 @@ import (
 
 	"teekms/cmd/internal/sealing"
 	"teekms/internal/keys/keystore"
+	"teekms/internal/keys/seal"
 )
 
 // openKeys opens the key directory with the seals that are configured. path is
@@ -18,34 +19,71 @@ import (
 func (n *Node) openKeys(ctx context.Context, path string) error {
 	c := n.Config.Core
 	sealing.Warn(n.Log, c.Seal)
-	set, err := sealing.NewSet(c, sealing.Terminal)
+	opener := ""
+	set, err := sealing.NewSet(c, sealing.Terminal, func(kind seal.Kind, err error) {
+		if err == nil {
+			opener = string(kind)
+			return
+		}
+		n.Log.Warn("a seal does not open the key directory any more: where that is to stay so, run kmsctl seal rotate",
+			zap.String("seal", string(kind)), zap.NamedError("err", err))
+	})
 	if err != nil {
 		return err
 	}
 	open := keystore.Config{Dir: c.CertDir, Domain: c.Onboard.AutoBootstrapDomain, Now: time.Now, Log: n.Log}
+	var before map[string][]byte
 	if set != nil {
 		open.Sealer, n.seals = set, set
+		// What cannot be read is told of by Open.
+		before, _ = keystore.ReadPrivate(ctx, c.CertDir, nil)
 	}
 	n.Keys, err = keystore.Open(ctx, open)
 	n.giveBack()
-	switch {
-	case err == nil:
-	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
-		return fmt.Errorf("opening key directory %s: interrupted by a signal", c.CertDir)
-	case errors.Is(err, keystore.ErrNotSealed):
-		return fmt.Errorf("%w --config %s", err, path)
-	case errors.Is(err, keystore.ErrSealed):
-		return fmt.Errorf("%w: %s", err, sealing.Described(n.privateFiles(ctx)))
-	default:
-		return err
+	if err != nil {
+		return n.refusal(ctx, path, err)
 	}
 	if set == nil || !n.Keys.Complete() {
 		return nil
 	}
 	files := n.privateFiles(ctx)
-	n.Log.Info("the key directory was unsealed", zap.String("dir", c.CertDir), zap.String("seals", sealing.Described(files)))
+	n.Log.Info("the key directory was opened", zap.String("dir", c.CertDir), zap.String("by", opener),
+		zap.String("seals", sealing.Described(files)))
+	n.tellResealed(before, files)
 	sealing.WarnOf(n.Log, sealing.Differences(c, files))
 	return nil
+}
+
+// refusal says what is to be done about a key directory that does not open.
+func (n *Node) refusal(ctx context.Context, path string, err error) error {
+	dir := n.Config.Core.CertDir
+	_, unopened := errors.AsType[*seal.OpenError](err)
+	switch {
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		return fmt.Errorf("opening key directory %s: interrupted by a signal", dir)
+	case errors.Is(err, keystore.ErrNotSealed):
+		return fmt.Errorf("%w --config %s", err, path)
+	case errors.Is(err, keystore.ErrSealed):
+		return fmt.Errorf("%w: %s", err, sealing.Described(n.privateFiles(ctx)))
+	case unopened:
+		return fmt.Errorf("%w; kmsctl seal status --config %s tells what would open it", err, path)
+	}
+	return err
+}
+
+// tellResealed says that files that were missing made the others be sealed anew,
+// to what is configured and to nothing that they were sealed to besides.
+func (n *Node) tellResealed(before, after map[string][]byte) {
+	was, sealed := sealing.Sealing(before)
+	if is, _ := sealing.Sealing(after); !sealed || was == is {
+		return
+	}
+	n.Log.Warn("the private files were sealed anew to what core.seal configures, since files were missing",
+		zap.String("before", sealing.Described(before)), zap.String("now", sealing.Described(after)))
+	for _, d := range sealing.Differences(n.Config.Core, before) {
+		n.Log.Warn("the private files were sealed otherwise before", zap.String("seal", string(d.Kind)),
+			zap.String("before", d.Files), zap.String("now", d.Configured))
+	}
 }
 
 // privateFiles are for telling what they are sealed to; none where they cannot be
@@ -64,6 +102,9 @@ func (n *Node) privateFiles(ctx context.Context) map[string][]byte {
 func (n *Node) rehearse(ctx context.Context) error {
 	if n.seals == nil {
 		return nil
+	}
+	for _, text := range sealing.Unmeasured(ctx, n.Config.Core.Seal) {
+		n.Log.Warn(text)
 	}
 	err := sealing.Rehearse(ctx, n.seals)
 	n.giveBack()

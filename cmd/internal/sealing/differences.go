@@ -1,8 +1,10 @@
 package sealing
 
 import (
+	"context"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,20 +16,60 @@ import (
 	"teekms/internal/keys/seal/tpm"
 )
 
+// platformAlone is said where a changed platform is the end of the keys.
+const platformAlone = "NOTHING BUT THIS PLATFORM OPENS THE KEY DIRECTORY: an update of kernel, firmware or application that changes " +
+	"what is measured locks the keys up for good; add core.seal.escrow or core.seal.passphrase, then run kmsctl seal add"
+
 // Warn tells what is weak about core.seal itself.
 func Warn(log *zap.Logger, s config.Seal) {
-	if s.PlatformAlone() {
-		log.Warn("NOTHING BUT THIS PLATFORM OPENS THE KEY DIRECTORY: an update of kernel, firmware or application that changes " +
-			"what is measured locks the keys up for good; add core.seal.escrow or core.seal.passphrase, then run kmsctl seal add")
-	}
-	if s.Passphrase.Weak() {
-		log.Warn("this work factor makes guesses of the passphrase cheap",
-			zap.String("key", "core.seal.passphrase.work_factor"), zap.Int64("value", s.Passphrase.WorkFactor))
+	for _, text := range Weaknesses(s) {
+		log.Warn(text)
 	}
 }
 
-// Weak says of the work factors with which files are sealed, and are to be sealed
-// by core.seal, which of them make guesses of the passphrase cheap.
+// Weaknesses says what is weak about core.seal itself.
+func Weaknesses(s config.Seal) []string {
+	var out []string
+	if s.PlatformAlone() {
+		out = append(out, platformAlone)
+	}
+	if s.TPM.Enabled && (slices.Contains(s.TPM.PCRs, 16) || slices.Contains(s.TPM.PCRs, 23)) {
+		out = append(out, "core.seal.tpm.pcrs has 16 or 23, which any program can set back: they guard nothing")
+	}
+	if p := s.Passphrase; p.Weak() {
+		out = append(out, fmt.Sprintf("core.seal.passphrase.work_factor is %d, which makes guesses of the passphrase cheap", p.WorkFactor))
+	}
+	if p := s.Passphrase; p.Enabled && p.File != "" {
+		// A file that is not there is told of where it is read.
+		if info, err := os.Stat(p.File); err == nil && info.Mode()&0o007 != 0 {
+			out = append(out, fmt.Sprintf("core.seal.passphrase.file is open to every user of this machine (mode %04o): chmod o= %s",
+				info.Mode().Perm(), p.File))
+		}
+	}
+	return out
+}
+
+// Unmeasured says which of core.seal.tpm.pcrs nothing was measured into: sealing
+// to them guards against nobody who boots something else. A TPM that cannot be
+// asked is told of where it is used.
+func Unmeasured(ctx context.Context, s config.Seal) []string {
+	if !s.TPM.Enabled {
+		return nil
+	}
+	source, err := tpm.New(tpm.Config{Device: s.TPM.Device, PCRs: s.TPM.PCRs})
+	if err != nil {
+		return nil
+	}
+	list, err := source.Unmeasured(ctx)
+	if err != nil || len(list) == 0 {
+		return nil
+	}
+	return []string{"nothing was measured into the PCRs " + strings.ReplaceAll(pcrs(list), "+", ", ") +
+		": they do not tell what this machine booted; choose core.seal.tpm.pcrs that do (kmsctl seal rotate seals to them)"}
+}
+
+// Weak says of the work factors with which files are sealed, and of core.seal,
+// what is weak about them.
 func Weak(c config.Core, files map[string][]byte) []string {
 	var out []string
 	if h, ok := header(files); ok {
@@ -42,10 +84,17 @@ func Weak(c config.Core, files map[string][]byte) []string {
 			}
 		}
 	}
-	if p := c.Seal.Passphrase; p.Weak() {
-		out = append(out, fmt.Sprintf("core.seal.passphrase.work_factor is %d, which makes guesses of the passphrase cheap", p.WorkFactor))
+	return append(out, Weaknesses(c.Seal)...)
+}
+
+// Sealing is the random number of the sealing that private files are of, as they
+// say; false where they are not sealed.
+func Sealing(files map[string][]byte) ([16]byte, bool) {
+	h, ok := header(files)
+	if !ok {
+		return [16]byte{}, false
 	}
-	return out
+	return h.Set, true
 }
 
 // Difference is a seal that the key files and core.seal do not agree about.

@@ -50,8 +50,8 @@ func Seals(c config.Core, ask Asker) ([]seal.Seal, error) {
 }
 
 // NewSet returns the configured seals as one set, nil where core.seal is not
-// configured.
-func NewSet(c config.Core, ask Asker) (*seal.Set, error) {
+// configured. told, which may be nil, hears how each fared ([seal.Config]).
+func NewSet(c config.Core, ask Asker, told func(seal.Kind, error)) (*seal.Set, error) {
 	if !c.Seal.Configured() {
 		return nil, nil //nolint:nilnil // plain files are opened with no seal, which is no error
 	}
@@ -59,7 +59,7 @@ func NewSet(c config.Core, ask Asker) (*seal.Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	set, err := seal.NewSet(seal.Config{Seals: seals})
+	set, err := seal.NewSet(seal.Config{Seals: seals, Told: told})
 	if err != nil {
 		return nil, fmt.Errorf("core.seal: %w", err)
 	}
@@ -71,7 +71,7 @@ func NewSet(c config.Core, ask Asker) (*seal.Set, error) {
 // credential is not looked for: it is there only where the service manager starts
 // the KMS.
 func Check(c config.Core) error {
-	if _, err := NewSet(c, nil); err != nil {
+	if _, err := NewSet(c, nil, nil); err != nil {
 		return err
 	}
 	if file := c.Seal.Passphrase.File; c.Seal.Passphrase.Enabled && file != "" {

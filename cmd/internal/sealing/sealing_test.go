@@ -18,6 +18,7 @@ import (
 	"teekms/internal/config"
 	"teekms/internal/keys"
 	"teekms/internal/keys/seal"
+	"teekms/internal/keys/seal/tpm/swtpmtest"
 )
 
 func core(t *testing.T, doc string) config.Core {
@@ -49,7 +50,7 @@ func TestSealsAreTriedInOrder(t *testing.T) {
 	if diff := cmp.Diff("[tpm guest-agent passphrase escrow]", fmt.Sprint(seals)); diff != "" {
 		t.Errorf("Seals() differ (-want +got):\n%s", diff)
 	}
-	if set, err := sealing.NewSet(config.Default().Core, nil); set != nil || err != nil {
+	if set, err := sealing.NewSet(config.Default().Core, nil, nil); set != nil || err != nil {
 		t.Errorf("NewSet() without core.seal = %v, %v, want nothing", set, err)
 	}
 }
@@ -57,7 +58,7 @@ func TestSealsAreTriedInOrder(t *testing.T) {
 // sealed seals a file with the passphrase of a configuration.
 func sealed(t *testing.T, c config.Core, ask sealing.Asker) (map[string][]byte, error) {
 	t.Helper()
-	set, err := sealing.NewSet(c, ask)
+	set, err := sealing.NewSet(c, ask, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +68,7 @@ func sealed(t *testing.T, c config.Core, ask sealing.Asker) (map[string][]byte, 
 // opens says why files do not open, nil if they do.
 func opens(t *testing.T, c config.Core, files map[string][]byte) error {
 	t.Helper()
-	set, err := sealing.NewSet(c, nil)
+	set, err := sealing.NewSet(c, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +191,7 @@ func TestWarnings(t *testing.T) {
 
 func TestRehearsalTellsTheReason(t *testing.T) {
 	failed := errors.New("no hands")
-	set, err := sealing.NewSet(core(t, "prompt = true"), func(context.Context, string) (keys.Secret, error) { return keys.Secret{}, failed })
+	set, err := sealing.NewSet(core(t, "prompt = true"), func(context.Context, string) (keys.Secret, error) { return keys.Secret{}, failed }, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,5 +229,48 @@ func TestWeakWorkFactors(t *testing.T) {
 				t.Errorf("Weak(%s) = %q, want %q", tt.name, got[i], want)
 			}
 		}
+	}
+}
+
+func TestWeaknesses(t *testing.T) {
+	open := write(t, "x")
+	if err := os.Chmod(open, 0o604); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		edit func(*config.Seal)
+		want string
+	}{
+		{"a TPM alone", func(s *config.Seal) { s.TPM.Enabled = true }, "NOTHING BUT THIS PLATFORM OPENS THE KEY DIRECTORY"},
+		{"a register that programs set back", func(s *config.Seal) {
+			s.TPM.Enabled, s.TPM.PCRs, s.Passphrase.Enabled, s.Passphrase.WorkFactor = true, []int{7, 23}, true, 18
+		}, "core.seal.tpm.pcrs has 16 or 23"},
+		{"a file that everybody reads", func(s *config.Seal) {
+			s.Passphrase.Enabled, s.Passphrase.File, s.Passphrase.WorkFactor = true, open, 18
+		}, "core.seal.passphrase.file is open to every user of this machine (mode 0604)"},
+		{"nothing", func(s *config.Seal) {
+			s.Passphrase.Enabled, s.Passphrase.File, s.Passphrase.WorkFactor = true, write(t, "x"), 18
+		}, ""},
+	} {
+		var s config.Seal
+		tt.edit(&s)
+		got := strings.Join(sealing.Weaknesses(s), "\n")
+		if !strings.HasPrefix(got, tt.want) || tt.want == "" && got != "" {
+			t.Errorf("Weaknesses(%s) = %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestUnmeasured(t *testing.T) {
+	td := swtpmtest.Start(t)
+	s := config.Seal{TPM: config.SealTPM{Enabled: true, Device: td.Socket(), PCRs: []int{7, 11}}}
+	td.Measure(7, "secure boot")
+	if got := strings.Join(sealing.Unmeasured(t.Context(), s), "\n"); !strings.HasPrefix(got, "nothing was measured into the PCRs 11:") {
+		t.Errorf("Unmeasured() = %q, want PCR 11 in it", got)
+	}
+	td.Measure(11, "a kernel")
+	if got := sealing.Unmeasured(t.Context(), s); got != nil {
+		t.Errorf("Unmeasured() = %q, want nothing", got)
 	}
 }

@@ -38,6 +38,8 @@ type found struct {
 	err error
 	// proven is set when the key has opened a file of this set.
 	proven bool
+	// refused is why it has not.
+	refused error
 }
 
 // Open opens all files, by name, or none. They must be of one sealing, which is
@@ -45,7 +47,26 @@ type found struct {
 // [*OpenError]; every error names a file. The keys found are forgotten when it
 // returns.
 func (s *Set) Open(ctx context.Context, files map[string][]byte) (map[string]keys.Secret, error) {
-	return open(ctx, &opening{seals: s.cfg().Seals, identities: s.cfg().Identities, old: s.cfg().Old}, files)
+	cfg := s.cfg()
+	o := &opening{seals: cfg.Seals, identities: cfg.Identities, old: cfg.Old}
+	out, err := open(ctx, o, files)
+	if err == nil && cfg.Told != nil {
+		o.tell(cfg.Told)
+	}
+	return out, err
+}
+
+// tell reports how the seals that were tried have fared.
+func (o *opening) tell(told func(Kind, error)) {
+	for _, s := range o.seals {
+		switch f, tried := o.found[asked{kind: s.kind}]; {
+		case !tried:
+		case f.proven:
+			told(s.kind, nil)
+		default:
+			told(s.kind, f.refused)
+		}
+	}
 }
 
 func open(ctx context.Context, o *opening, files map[string][]byte) (map[string]keys.Secret, error) {
@@ -155,6 +176,7 @@ func (o *opening) bySeal(ctx context.Context, s Seal, who asked, h *Header) ([]b
 	f, ok := o.found[who]
 	if !ok {
 		f.key, f.err = await(ctx, func() (keys.Secret, error) { return s.source.Find(ctx, st.args) })
+		f.refused = f.err
 		o.found[who] = f
 	}
 	if f.err != nil {
@@ -165,6 +187,8 @@ func (o *opening) bySeal(ctx context.Context, s Seal, who asked, h *Header) ([]b
 		err = errWrongPassphrase
 	}
 	if err != nil {
+		f.refused = err
+		o.found[who] = f
 		return nil, err
 	}
 	if !f.proven {

@@ -122,6 +122,40 @@ func TestOneOpeningAsksEachSourceOnceAndOnlyWhereItIsNeeded(t *testing.T) {
 	}
 }
 
+func TestAnOpeningTellsWhatOpenedAndWhatDidNot(t *testing.T) {
+	machine := &device{secret: "this machine", state: "booted"}
+	words := &said{text: "correct horse"}
+	var told []string
+	set, err := seal.NewSet(seal.Config{
+		Seals: []seal.Seal{
+			seal.New(seal.KindTPM, machine),
+			seal.New(seal.KindPassphrase, seal.NewPassphrase(seal.PassphraseConfig{Read: words.read, WorkFactor: 10})),
+		},
+		Told: func(k seal.Kind, err error) { told = append(told, fmt.Sprintf("%s %t", k, err == nil)) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := sealed(t, set)
+	if len(told) != 0 {
+		t.Errorf("sealing told %q, want nothing", told)
+	}
+	for _, tt := range []struct {
+		state string
+		want  []string
+	}{
+		{"booted", []string{"tpm true"}},
+		{"another kernel", []string{"tpm false", "passphrase true"}},
+	} {
+		machine.state, told = tt.state, nil
+		got, err := set.Open(t.Context(), files)
+		wantPlain(t, got, err)
+		if !slices.Equal(told, tt.want) {
+			t.Errorf("opening on a machine that has %s told %q, want %q", tt.state, told, tt.want)
+		}
+	}
+}
+
 func TestSealRefusesASealThatDoesNotOpenWhatItSealed(t *testing.T) {
 	tests := []struct {
 		name   string

@@ -31,6 +31,9 @@ type Config struct {
 	// have been sealed to before the configuration changed, such as the passphrase
 	// that the configured one replaces. Optional.
 	Old []Seal
+	// Told hears, after files were opened, of each of Seals that was tried: nil for
+	// the one that opened them, else why it did not. Optional.
+	Told func(Kind, error)
 	// Now is the clock that dates a sealing; default time.Now.
 	Now func() time.Time
 }
