@@ -48,6 +48,9 @@ type FS interface {
 	Overwrite(name string) error
 	// Remove removes a file or an empty directory.
 	Remove(name string) error
+	// Sync makes the contents and the mode of a file durable that another
+	// process may have written and not synced.
+	Sync(name string) error
 	// SyncDir makes the entries of a directory durable.
 	SyncDir(name string) error
 	// Lock takes the advisory lock of a directory against every other process

@@ -120,8 +120,13 @@ func overwrite(f *os.File) error {
 // Remove removes a file or an empty directory.
 func (OS) Remove(name string) error { return os.Remove(name) }
 
+// Sync makes the contents and the mode of a file durable.
+func (OS) Sync(name string) error { return sync(name) }
+
 // SyncDir makes the entries of a directory durable.
-func (OS) SyncDir(name string) error {
+func (OS) SyncDir(name string) error { return sync(name) }
+
+func sync(name string) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err

@@ -54,6 +54,12 @@ type node struct {
 	written, chmodded bool
 }
 
+// sync brings contents and mode to the disk.
+func (n *node) sync() {
+	n.stable, n.stableMode = bytes.Clone(n.data), n.mode
+	n.written, n.chmodded = false, false
+}
+
 // change is a directory change that is not on the disk yet. A rename has two
 // halves, the new name first.
 type change struct{ halves []half }

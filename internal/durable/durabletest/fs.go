@@ -266,6 +266,21 @@ func (f *FS) Remove(name string) error {
 	return f.do("remove", name, true, func() error { return f.disk.remove(name) }, nil)
 }
 
+// Sync brings the contents and the mode of a file to the disk.
+func (f *FS) Sync(name string) error {
+	return f.do("sync", name, true, func() error {
+		n, err := f.disk.walk(name)
+		switch {
+		case err != nil:
+			return err
+		case n.dir:
+			return syscall.EISDIR
+		}
+		n.sync()
+		return nil
+	}, nil)
+}
+
 // SyncDir brings the entries of a directory to the disk.
 func (f *FS) SyncDir(name string) error {
 	return f.do("syncdir", name, true, func() error { return f.disk.syncDir(name) }, nil)
@@ -324,8 +339,7 @@ func (f *file) Chmod(perm fs.FileMode) error {
 
 func (f *file) Sync() error {
 	return f.fs.do("fsync", f.name, true, func() error {
-		f.node.stable, f.node.stableMode = bytes.Clone(f.node.data), f.node.mode
-		f.node.written, f.node.chmodded = false, false
+		f.node.sync()
 		return nil
 	}, nil)
 }

@@ -63,6 +63,11 @@ func (o Observed) Remove(name string) error {
 	return o.tell("remove", name, func() error { return o.FS.Remove(name) })
 }
 
+// Sync tells of "sync NAME".
+func (o Observed) Sync(name string) error {
+	return o.tell("sync", name, func() error { return o.FS.Sync(name) })
+}
+
 // SyncDir tells of "syncdir NAME".
 func (o Observed) SyncDir(name string) error {
 	return o.tell("syncdir", name, func() error { return o.FS.SyncDir(name) })

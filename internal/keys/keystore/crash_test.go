@@ -83,7 +83,7 @@ func (sc scenario) enumerate(t *testing.T, count *tally) {
 	if announced, err := sc.run(dry); !announced {
 		t.Fatalf("without a fault: %v", err)
 	}
-	outcomes, faults, failures := durabletest.Outcomes(8), crashFaults(), failures()
+	outcomes, faults, failures := durabletest.Outcomes(6), crashFaults(), failures()
 	if sc.lean {
 		outcomes, faults = durabletest.Outcomes(1), faults[1:] // before a call is after the one before it
 		failures = slices.DeleteFunc(failures, func(p durabletest.Plan) bool {
@@ -126,6 +126,7 @@ func (sc scenario) enumerate(t *testing.T, count *tally) {
 		}
 		if sc.undoing {
 			sc.crashWhileUndoing(t, j, step, at)
+			sc.dieThenCrash(t, j, step, at)
 		}
 	}
 	count.add("scenarios")
@@ -146,6 +147,28 @@ func (sc scenario) crashWhileUndoing(t *testing.T, j judge, step int, at string)
 				j.judge(t, d.Crash(o), announced, fmt.Sprintf("%s %s, then crash after call %d, %s", fault, at, later, o.Name))
 				j.count.add("crashes while a failure is undone")
 			}
+		}
+	}
+}
+
+// dieThenCrash ends the process alone, so that the next one recovers from what is
+// in the cache and not on the disk, and crashes the machine at each call of that
+// recovery and after it.
+func (sc scenario) dieThenCrash(t *testing.T, j judge, step int, at string) {
+	for later := 1; ; later++ {
+		d := sc.start.Clone()
+		announced, _ := sc.run(d.FS(durabletest.Plan{Step: step + 1, Fault: durabletest.CrashAfter}))
+		second := d.FS(durabletest.Plan{Step: later, Fault: durabletest.CrashAfter})
+		_ = sc.recover(second) // the error is the crash
+		if calls := second.Trace(); second.Crashed() && strings.HasPrefix(calls[len(calls)-1], "read") {
+			continue // as after the call before it
+		}
+		for _, o := range []durabletest.Outcome{durabletest.Lost(), durabletest.Random(uint64(later))} {
+			j.judge(t, d.Crash(o), announced, fmt.Sprintf("the process dies after %s, the machine crashes at call %d of recovery, %s", at, later, o.Name))
+			j.count.add("crashes after a dead process")
+		}
+		if !second.Crashed() {
+			return
 		}
 	}
 }
@@ -387,7 +410,7 @@ func TestNothingHalfDone(t *testing.T) {
 	sealedScenarios(t, &count)
 	t.Cleanup(func() {
 		count.floor(t, map[string]int{
-			"scenarios": 11, "crashes": 10000, "crashes of recovery": 10000, "crashes while a failure is undone": 5000, "different disks": 1000,
+			"scenarios": 11, "crashes": 10000, "crashes of recovery": 10000, "crashes while a failure is undone": 5000, "crashes after a dead process": 2000, "different disks": 1000,
 			"failures with input/output error": 5000, "failures with no space left on device": 5000,
 			"failures with read-only file system": 5000, "failures that left nothing behind": 500,
 			"found empty": 50, "found complete": 50,

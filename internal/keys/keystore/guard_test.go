@@ -96,9 +96,18 @@ func TestTheStageOfAnotherUserIsNotBelieved(t *testing.T) {
 	if d.Fingerprint() != before {
 		t.Error("the refused directory has changed")
 	}
-	// The test of the test: the same stage of one's own is believed.
-	if _, err := openSealed(trusted.FS(durabletest.Plan{}), here); err == nil || !strings.Contains(err.Error(), "about other keys") {
-		t.Errorf("Open = %v, want the forged keys in place", err)
+	// The test of the test: the same stage of one's own is believed, and that of
+	// the owner of the directory or of its keys.
+	for _, whose := range []string{"", crashDir, crashDir + "/root-ca.key"} {
+		d := trusted.Clone()
+		if whose != "" {
+			d.Own(crashDir+"/.stage", 1234)
+			d.Own(whose, 1234)
+			d.Own(crashDir+"/.stage/root-ca.key", 1234)
+		}
+		if _, err := openSealed(d.FS(durabletest.Plan{}), here); err == nil || !strings.Contains(err.Error(), "about other keys") {
+			t.Errorf("Open = %v, want the forged keys in place", err)
+		}
 	}
 }
 
@@ -358,5 +367,23 @@ func TestResealOfAnIncompleteSet(t *testing.T) {
 	}
 	if err := completeWith(again, d, b); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAFileThatAppearsIsNotReplaced has somebody without the lock put a file into
+// the place of a key while the old one is out of the way.
+func TestAFileThatAppearsIsNotReplaced(t *testing.T) {
+	d, b := filledDisk(t, crashDir)
+	fsys := durabletest.Observed{FS: d.FS(durabletest.Plan{}), Before: func(string) {}, After: func(step string) {
+		if step == "rename root-ca.key.old" {
+			d.Put(crashDir+"/root-ca.key", []byte("precious"), 0o600)
+		}
+	}}
+	if err := open(t, crashDir, fsys).Reseal(t.Context(), sealTo(t, "here")); err == nil || !strings.Contains(err.Error(), "root-ca.key: file exists") {
+		t.Errorf("Reseal = %v, want file exists", err)
+	}
+	files := d.Files(crashDir)
+	if files["root-ca.key"] != "precious" || files[".stage/root-ca.key.old"] != string(keystore.PlainFiles(b)["root-ca.key"]) {
+		t.Error("the file that appeared or the old key is gone")
 	}
 }

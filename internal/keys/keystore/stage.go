@@ -37,7 +37,7 @@ func (f fileSet) only(names []string) fileSet {
 func (s *Store) staged(name string) string { return filepath.Join(s.dir, stageDir, name) }
 
 // hasStage reports whether there is a stage. One that is a link, or that neither
-// this user nor the owner of the directory made, is an error: what is in it was
+// this user nor the owner of the directory or of its keys made, is an error: what is in it was
 // not written here, and what it leads to is not ours to move, overwrite or
 // remove.
 func (s *Store) hasStage() (bool, error) {
@@ -56,14 +56,20 @@ func (s *Store) hasStage() (bool, error) {
 	if err != nil {
 		return false, pathError("reading", s.path(stageDir), err)
 	}
-	dir, err := s.fs.Stat(s.dir)
-	if err != nil {
-		return false, pathError("reading", s.dir, err)
+	owner := durable.Owner(stage)
+	if owner == os.Geteuid() {
+		return true, nil
 	}
-	if owner := durable.Owner(stage); owner != os.Geteuid() && owner != durable.Owner(dir) {
-		return false, fmt.Errorf("%s belongs to another user (%d) than %s: run this as that user, or remove it if it is not of this KMS", s.path(stageDir), owner, s.dir)
+	for _, path := range []string{s.dir, s.path(rootCAKey)} {
+		info, err := s.fs.Stat(path)
+		switch {
+		case err == nil && durable.Owner(info) == owner:
+			return true, nil
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			return false, pathError("reading", path, err)
+		}
 	}
-	return true, nil
+	return false, fmt.Errorf("%s belongs to another user (%d) than %s: run this as that user, or remove it if it is not of this KMS", s.path(stageDir), owner, s.dir)
 }
 
 // stage writes the files and then their marker into the stage, each step durable
@@ -209,7 +215,13 @@ func (s *Store) recoverStage() (rolledForward bool, err error) {
 		return false, fmt.Errorf("recovering %s: whole, but not of a form that this version writes: start the version that wrote it once", s.staged(markerFile))
 	case !ok:
 		return false, s.discard()
-	case m.resealing:
+	}
+	// The process that wrote it may have died before it was durable: what is done
+	// now must not outlast it.
+	if err := s.syncMarker(); err != nil {
+		return false, pathError("syncing", s.staged(markerFile), err)
+	}
+	if m.resealing {
 		return false, s.finishReseal(m)
 	}
 	var names []string
@@ -282,6 +294,13 @@ func (s *Store) tidy() {
 	if err := s.discard(); err != nil {
 		s.log.Warn("the stage of a completed write stays until the next start", zap.String("dir", s.dir), zap.NamedError("err", err))
 	}
+}
+
+func (s *Store) syncMarker() error {
+	if err := s.fs.Sync(s.staged(markerFile)); err != nil {
+		return err
+	}
+	return s.syncStage()
 }
 
 func (s *Store) syncStage() error { return s.fs.SyncDir(filepath.Join(s.dir, stageDir)) }
