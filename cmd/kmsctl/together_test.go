@@ -25,7 +25,7 @@ import (
 )
 
 // rounds is how often two processes run at once, of each pair.
-const rounds = 40
+const rounds = 20
 
 // tooLate is what the slower of two processes says where it lost.
 const tooLate = "was written by another process since it was opened; nothing was changed: try again"
