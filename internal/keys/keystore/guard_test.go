@@ -387,3 +387,30 @@ func TestAFileThatAppearsIsNotReplaced(t *testing.T) {
 		t.Error("the file that appeared or the old key is gone")
 	}
 }
+
+// TestResealFinishesWhatAnotherBegan has another process that dies in the middle
+// of a resealing while this one has the directory open.
+func TestResealFinishesWhatAnotherBegan(t *testing.T) {
+	here, there := sealTo(t, "here"), sealTo(t, "there")
+	d, b := filledDisk(t, crashDir)
+	s := open(t, crashDir, d.FS(durabletest.Plan{}))
+	dry := d.Clone().FS(durabletest.Plan{})
+	if err := open(t, crashDir, dry).Reseal(t.Context(), here); err != nil {
+		t.Fatal(err)
+	}
+	for i, call := range dry.Trace() {
+		if call == "rename "+crashDir+"/.stage/root-ca.key.old" {
+			_ = open(t, crashDir, d.FS(durabletest.Plan{Step: i + 1, Fault: durabletest.CrashAfter})).Reseal(t.Context(), here) // the error is the crash
+		}
+	}
+	if err := s.Reseal(t.Context(), there); err == nil || !strings.Contains(err.Error(), changedMeanwhile) {
+		t.Errorf("Reseal = %v, want %s", err, changedMeanwhile)
+	}
+	again, err := openSealed(d.FS(durabletest.Plan{}), here)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := completeWith(again, d, b); err != nil {
+		t.Error(err)
+	}
+}
