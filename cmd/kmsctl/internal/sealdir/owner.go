@@ -1,13 +1,16 @@
 package sealdir
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -18,109 +21,243 @@ import (
 // who reads it is the KMS.
 const ownerFile = "root-ca.key"
 
-// owned is the file system of the operating system in which what is new has the
-// owner of what it replaces, from its first moment. The KMS runs as another user
-// than the one who seals its files, and must be able to read them and to finish
-// what was begun, whenever this process ends.
+// othersWrite are the permissions by which others than the owner change a
+// directory; those of an access control list show in them too.
+const othersWrite fs.FileMode = 0o022
+
+// owned is the file system of the operating system for a directory that may be
+// another user's. The KMS runs as a user of its own; root, who seals its files,
+// does to them only what that user may do, as that user: whoever can write into
+// the directory can put links into it at any moment, and no look at a path
+// before its use would hold. What is new is thereby the KMS's from its first
+// moment, and can be read and finished by it whenever this process ends.
+//
+// Where only root can write, in the directory and on the way to it, root acts as
+// itself, and gives what is new to the owner of what it replaces.
 type owned struct {
-	durable.OS
+	os  durable.OS
 	dir string
+
+	once sync.Once
+	who  owner
+	how  manner
+	err  error
 }
 
-var _ durable.FS = owned{}
+var _ durable.FS = (*owned)(nil)
+
+// manner is how the files of an owner are changed.
+type manner int
+
+const (
+	asThis  manner = iota // by the user who runs this, whose they are or who is not root
+	asOwner               // by root, with the rights of the owner alone
+	forThem               // by root, and given to the owner
+)
 
 // owner is a user and a group.
 type owner struct{ uid, gid int }
 
-// Create makes a file that must not exist, with the owner of the file of that
-// name in the directory.
-func (o owned) Create(name string, perm fs.FileMode) (durable.File, error) {
-	who, err := o.owner(filepath.Base(name))
+// decide says once how the directory is written.
+func (o *owned) decide() error {
+	o.once.Do(func() { o.who, o.how, o.err = mannerOf(o.dir) })
+	return o.err
+}
+
+func mannerOf(dir string) (owner, manner, error) {
+	info, err := os.Stat(dir)
+	if os.Geteuid() != 0 || errors.Is(err, fs.ErrNotExist) {
+		return owner{}, asThis, nil
+	}
+	if err != nil {
+		return owner{}, asThis, err
+	}
+	of, err := ownerOf(info)
+	if err != nil {
+		return owner{}, asThis, err
+	}
+	keys := of
+	if file, err := os.Lstat(filepath.Join(dir, ownerFile)); err == nil {
+		if keys, err = ownerOf(file); err != nil {
+			return owner{}, asThis, err
+		}
+	}
+	switch {
+	case keys.uid == 0 && of.uid == 0:
+		return keys, asThis, nil
+	case keys.uid == 0:
+		return keys, asThis, fmt.Errorf("%s belongs to user %d and its keys to root: chown the keys to that user, or the directory to root", dir, of.uid)
+	case of.uid == 0 && info.Mode()&othersWrite == 0 && rootAlone(dir):
+		return keys, forThem, nil
+	}
+	return keys, asOwner, nil
+}
+
+// rootAlone reports whether nobody but root can change what a path leads to.
+func rootAlone(dir string) bool {
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return false
+	}
+	if real, err := filepath.EvalSymlinks(path); err != nil || real != path {
+		return false
+	}
+	for path != "/" {
+		path = filepath.Dir(path)
+		info, err := os.Lstat(path)
+		if err != nil {
+			return false
+		}
+		of, err := ownerOf(info)
+		if err != nil || of.uid != 0 || info.Mode()&othersWrite != 0 && info.Mode()&fs.ModeSticky == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// do calls f in the manner that the directory asks for.
+func (o *owned) do(f func() error) error {
+	if err := o.decide(); err != nil {
+		return err
+	}
+	if o.how == asOwner {
+		return o.who.do(f)
+	}
+	return f()
+}
+
+// of is do for what has a result.
+func of[T any](o *owned, f func() (T, error)) (result T, err error) {
+	err = o.do(func() error {
+		var err error
+		result, err = f()
+		return err
+	})
+	return result, err
+}
+
+// Create makes a file that must not exist, for the owner of the file of that name
+// in the directory.
+func (o *owned) Create(name string, perm fs.FileMode) (durable.File, error) {
+	if err := o.decide(); err != nil {
+		return nil, err
+	}
+	who, err := o.replaced(filepath.Base(name))
 	if err != nil {
 		return nil, err
 	}
-	var f *os.File
-	create := func() (err error) {
-		f, err = os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
-		return err
+	f, err := of(o, func() (*os.File, error) { return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm) })
+	if err != nil {
+		return nil, err
 	}
-	if who.isThis() {
-		err = create()
-	} else {
-		err = who.do(create)
-	}
-	switch {
-	case err == nil:
+	if o.how != forThem {
 		return f, nil
-	case who.isThis() || !errors.Is(err, fs.ErrPermission):
-		return nil, err
 	}
-	// A directory that the owner cannot write: it is given away before anything is
-	// in it.
-	if err := create(); err != nil {
-		return nil, err
-	}
+	// It is given away before anything is in it.
 	if err := who.take(f); err != nil {
 		// The first error is the one that tells what happened.
 		_ = f.Close()
-		_ = o.Remove(name)
+		_ = o.os.Remove(name)
 		return nil, err
 	}
 	return f, nil
 }
 
-// Mkdir makes a directory that must not exist, with the owner of the keys.
-func (o owned) Mkdir(name string, perm fs.FileMode) error {
-	who, err := o.owner(ownerFile)
-	if err != nil {
-		return err
-	}
-	mkdir := func() error { return o.OS.Mkdir(name, perm) }
-	if who.isThis() {
-		return mkdir()
-	}
-	if err := who.do(mkdir); !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	// As above.
-	if err := mkdir(); err != nil {
+// Mkdir makes a directory that must not exist, for the owner of the keys.
+func (o *owned) Mkdir(name string, perm fs.FileMode) error {
+	if err := o.do(func() error { return o.os.Mkdir(name, perm) }); err != nil || o.how != forThem {
 		return err
 	}
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err == nil {
-		err = who.take(f)
+		err = o.who.take(f)
 		_ = f.Close() // nothing was written
 	}
 	if err != nil {
-		_ = o.Remove(name) // as above
+		_ = o.os.Remove(name) // as above
 	}
 	return err
 }
 
-// Chmod sets the mode of a file that is no link: in a directory of somebody else,
-// it could lead to any file of ours.
-func (o owned) Chmod(name string, perm fs.FileMode) error {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close() //nolint:errcheck // nothing was written
-	return f.Chmod(perm)
+// Chmod sets the mode of a file that is no link.
+func (o *owned) Chmod(name string, perm fs.FileMode) error {
+	return o.do(func() error {
+		f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close() //nolint:errcheck // nothing was written
+		return f.Chmod(perm)
+	})
 }
 
-// owner returns whose the file of that name in the directory is, else whose the
-// keys are, else the directory itself.
-func (o owned) owner(name string) (owner, error) {
-	for _, path := range []string{filepath.Join(o.dir, name), filepath.Join(o.dir, ownerFile), o.dir} {
-		info, err := os.Stat(path)
-		if err == nil {
-			return ownerOf(info)
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return owner{}, err
-		}
+// The others are those of the operating system.
+
+// ReadFile reads a regular file.
+func (o *owned) ReadFile(name string, limit int64) ([]byte, error) {
+	return of(o, func() ([]byte, error) { return o.os.ReadFile(name, limit) })
+}
+
+// ReadDir lists a directory.
+func (o *owned) ReadDir(name string) ([]fs.DirEntry, error) {
+	return of(o, func() ([]fs.DirEntry, error) { return o.os.ReadDir(name) })
+}
+
+// Stat follows links.
+func (o *owned) Stat(name string) (fs.FileInfo, error) {
+	return of(o, func() (fs.FileInfo, error) { return o.os.Stat(name) })
+}
+
+// Rename puts a file in the place of another.
+func (o *owned) Rename(oldName, newName string) error {
+	return o.do(func() error { return o.os.Rename(oldName, newName) })
+}
+
+// RenameNew is Rename where nothing is in the place.
+func (o *owned) RenameNew(oldName, newName string) error {
+	return o.do(func() error { return o.os.RenameNew(oldName, newName) })
+}
+
+// Overwrite writes zeros over a file.
+func (o *owned) Overwrite(name string) error {
+	return o.do(func() error { return o.os.Overwrite(name) })
+}
+
+// Remove removes a file or an empty directory.
+func (o *owned) Remove(name string) error {
+	return o.do(func() error { return o.os.Remove(name) })
+}
+
+// Sync makes a file durable.
+func (o *owned) Sync(name string) error {
+	return o.do(func() error { return o.os.Sync(name) })
+}
+
+// SyncDir makes the entries of a directory durable.
+func (o *owned) SyncDir(name string) error {
+	return o.do(func() error { return o.os.SyncDir(name) })
+}
+
+// Lock takes the lock of a directory.
+func (o *owned) Lock(ctx context.Context, name string) (unlock func(), err error) {
+	return of(o, func() (func(), error) { return o.os.Lock(ctx, name) })
+}
+
+// replaced returns whose the file of that name in the directory is, else whose
+// the keys are.
+func (o *owned) replaced(name string) (owner, error) {
+	if o.how != forThem {
+		return o.who, nil
 	}
-	return owner{}, &fs.PathError{Op: "stat", Path: o.dir, Err: fs.ErrNotExist}
+	info, err := os.Lstat(filepath.Join(o.dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return o.who, nil
+	}
+	if err != nil {
+		return owner{}, err
+	}
+	return ownerOf(info)
 }
 
 func ownerOf(info fs.FileInfo) (owner, error) {
@@ -134,18 +271,43 @@ func ownerOf(info fs.FileInfo) (owner, error) {
 // isThis says whether it is the user who runs this.
 func (w owner) isThis() bool { return w.uid == os.Geteuid() }
 
-// do calls f as that user as far as files are concerned, where this one may, else
-// as this one. It may be denied what that user is denied.
+// do calls f as that user as far as files are concerned, without root's rights
+// and groups.
 func (w owner) do(f func() error) error {
-	// The identity for files is that of a thread. It is not shared with others
-	// before it is what it was.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if !become(w) {
-		return fs.ErrPermission
+	groups, err := unix.Getgroups()
+	if err != nil {
+		return fmt.Errorf("reading the groups of this process: %w", err)
 	}
-	defer become(owner{os.Geteuid(), os.Getegid()})
+	// The identity for files is that of a thread. One that could not be given back
+	// ends with its goroutine, locked.
+	runtime.LockOSThread()
+	back := func() {
+		if setGroups(groups) == nil && become(owner{os.Geteuid(), os.Getegid()}) {
+			runtime.UnlockOSThread()
+		}
+	}
+	defer back()
+	if err := setGroups(nil); err != nil {
+		return fmt.Errorf("leaving the groups of root: %w", err)
+	}
+	if !become(w) {
+		return fmt.Errorf("acting as user %d, who owns the keys: %w", w.uid, fs.ErrPermission)
+	}
 	return f()
+}
+
+// setGroups sets the supplementary groups of this thread alone: the library sets
+// those of the whole process.
+func setGroups(groups []int) error {
+	list := make([]uint32, len(groups)+1)
+	for i, g := range groups {
+		list[i] = uint32(g)
+	}
+	_, _, errno := syscall.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&list[0])), 0) //nolint:gosec // the system reads len(groups) of them
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // become changes the identity for files of this thread. The system tells only

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"teekms/cmd/kmsctl/internal/sealdir"
 	"teekms/internal/keys/keystore"
 	"teekms/internal/keys/seal"
@@ -222,5 +224,113 @@ func TestChmodFollowsNoLinks(t *testing.T) {
 		if info, err := os.Stat(path); err != nil || info.Mode() != want {
 			t.Errorf("%s has the mode %v, %v, want %v", path, info.Mode(), err, want)
 		}
+	}
+}
+
+// exchange swaps two names at one instant.
+func exchange(t *testing.T, a, b string) {
+	t.Helper()
+	if err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// Whoever owns the directory cannot have root write or remove anything elsewhere,
+// however quickly links come and go: root acts as that user.
+func TestLinksLeadRootNowhere(t *testing.T) {
+	if os.Geteuid() != 0 {
+		// An ordinary user acts as itself: there is nobody to be led.
+		if err := sealdir.Owned(t.TempDir()).Mkdir(filepath.Join(t.TempDir(), "x"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	w := newWorld(t)
+	uid, gid := w.giveAway(t)
+	victim := t.TempDir() // root's
+	for _, name := range []string{"commit", "root-ca.key", "rpc.key", "other"} {
+		if err := os.WriteFile(filepath.Join(victim, name), []byte("root's"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stage, link := filepath.Join(w.dir, ".stage"), filepath.Join(w.dir, "link")
+	if err := os.Symlink(victim, link); err != nil {
+		t.Fatal(err)
+	}
+	fsys := sealdir.Owned(w.dir)
+	acts := map[string]func() error{
+		"Create":    func() error { _, err := fsys.Create(filepath.Join(stage, "new"), 0o600); return err },
+		"Mkdir":     func() error { return fsys.Mkdir(filepath.Join(stage, "new"), 0o700) },
+		"Chmod":     func() error { return fsys.Chmod(filepath.Join(stage, "other"), 0o666) },
+		"ReadFile":  func() error { _, err := fsys.ReadFile(filepath.Join(stage, "other"), 100); return err },
+		"ReadDir":   func() error { _, err := fsys.ReadDir(stage); return err },
+		"Rename":    func() error { return fsys.Rename(filepath.Join(stage, "other"), filepath.Join(w.dir, "other")) },
+		"RenameNew": func() error { return fsys.RenameNew(filepath.Join(stage, "other"), filepath.Join(w.dir, "other")) },
+		"Overwrite": func() error { return fsys.Overwrite(filepath.Join(stage, "other")) },
+		"Remove":    func() error { return fsys.Remove(filepath.Join(stage, "other")) },
+		"Sync":      func() error { return fsys.Sync(filepath.Join(stage, "other")) },
+	}
+	if err := os.Symlink(victim, stage); err != nil {
+		t.Fatal(err)
+	}
+	for name, act := range acts {
+		if err := act(); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("%s through a link into a directory of root = %v, want %v", name, err, fs.ErrPermission)
+		}
+	}
+	if err := os.Remove(stage); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	flipped := make(chan struct{})
+	go func() {
+		defer close(flipped)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				// What the owner of the directory can do at any moment.
+				if os.Mkdir(stage, 0o700) == nil {
+					_ = os.Lchown(stage, int(uid), int(gid))
+				}
+				exchange(t, stage, link)
+				exchange(t, stage, link)
+			}
+		}
+	}()
+	for range 150 {
+		_, _ = w.directory(t, []seal.Seal{passphrase("correct horse"), w.escrow(t)}).Status(t.Context()) // it may refuse
+	}
+	close(done)
+	<-flipped
+	if got := len(list(t, victim)); got != 4 {
+		t.Errorf("the directory of root has %d files, want the 4 that were there", got)
+	}
+}
+
+func list(t *testing.T, dir string) []fs.DirEntry {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return entries
+}
+
+// Root refuses to act for a directory whose owner could lead it, with keys that
+// only root reads.
+func TestKeysOfRootInADirectoryOfOthersAreRefused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return // only root can be led
+	}
+	w := newWorld(t)
+	w.giveAway(t)
+	if err := os.Lchown(filepath.Join(w.dir, "root-ca.key"), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.directory(t, []seal.Seal{passphrase("correct horse")}).Status(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "belongs to user 65534 and its keys to root") {
+		t.Errorf("Status() = %v, want to be told whose the directory is", err)
 	}
 }

@@ -61,7 +61,7 @@ var ErrNothingConfigured = errors.New("core.seal is not configured: it says what
 // New returns a directory. Nothing is read.
 func New(cfg Config) *Directory {
 	cfg.Dir = filepath.Clean(cfg.Dir)
-	return &Directory{cfg: cfg, fs: owned{dir: cfg.Dir}}
+	return &Directory{cfg: cfg, fs: &owned{dir: cfg.Dir}}
 }
 
 // Result is what a verb did (docs/kmsctl.md#seal-json).
