@@ -40,7 +40,7 @@ test: deps ## run every test of every module
 tpmsim: deps ## run the TPM seal against the reference TPM, compiled in (needs a C compiler)
 	GOWORK=off CGO_ENABLED=1 go test -C tools/tpmsim -count=1 ./...
 
-crash: ## crash a bootstrap at every durable step, kill it hundreds of times, print the counts
+crash: ## crash every write of the key directory at every durable step, kill processes at every step, print the counts
 	go test -count=1 -v -run '^(TestNothingHalfDone|TestKilled)$$' ./internal/keys/keystore | grep -v '^ *---\|^==='
 
 conformance: deps ## put every database through the storage suite and the kill loops, print the counts
