@@ -13,15 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxLine bounds an answer, in bytes.
-const MaxLine = 8 << 10
+// MaxLine bounds an answer, in bytes. A terminal keeps 4095 of a line and drops
+// what follows without a word, so an answer of that size may be half of one.
+const MaxLine = 4094
 
 // Open opens the terminal that controls this process, whatever its standard
 // input and output are. There is none below a service manager. Close it.
 func Open() (*os.File, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return nil, fmt.Errorf("opening the terminal: %w", err)
+		return nil, err //nolint:wrapcheck // it names the path
 	}
 	return tty, nil
 }
@@ -42,7 +43,8 @@ type Question struct {
 }
 
 // Ask returns the line that is typed, without its end, at most [MaxLine] bytes.
-// What was typed before the question is not the answer. When it returns, also
+// What was typed before the question is not the answer. Until then the terminal
+// stops no process: Ctrl-Z is a character of the answer. When it returns, also
 // because ctx ended, the terminal is as it was.
 func (q Question) Ask(ctx context.Context) (line []byte, err error) {
 	restore, err := hide(q.TTY)
@@ -79,6 +81,9 @@ func hide(tty *os.File) (restore func() error, err error) {
 	quiet.Lflag &^= unix.ECHO
 	quiet.Lflag |= unix.ICANON | unix.ISIG
 	quiet.Iflag |= unix.ICRNL
+	// A shell to which the process is stopped switches the echo on, and leaves it
+	// on when the process goes on.
+	quiet.Cc[unix.VSUSP] = 0
 	if err := setState(tty, &quiet); err != nil {
 		return nil, fmt.Errorf("hiding what is typed: %w", err)
 	}
@@ -135,5 +140,5 @@ func readLine(f *os.File) answer {
 			return answer{err: errors.New("the input ended")}
 		}
 	}
-	return answer{err: fmt.Errorf("more than %d bytes", MaxLine)}
+	return answer{err: fmt.Errorf("an answer may have %d bytes: the terminal would cut a longer one", MaxLine)}
 }

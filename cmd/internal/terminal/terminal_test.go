@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,6 +75,53 @@ func TestAsk(t *testing.T) {
 		t.Error("Ask() leaves the echo off")
 	}
 }
+
+// TestAskIsNotCutByTheTerminal types as much as the terminal keeps of a line, and
+// more, which it drops.
+func TestAskIsNotCutByTheTerminal(t *testing.T) {
+	for _, tt := range []struct {
+		size int
+		want string
+	}{
+		{terminal.MaxLine, "<nil>"},
+		{terminal.MaxLine + 1, "prompting: an answer may have 4094 bytes: the terminal would cut a longer one"},
+		{terminal.MaxLine + 100, "prompting: an answer may have 4094 bytes: the terminal would cut a longer one"},
+	} {
+		tty, operator := pty(t)
+		w := &typist{operator: operator, typed: strings.Repeat("a", tt.size) + "\n"}
+		line, err := terminal.Question{TTY: tty, Out: w, Text: "Name: "}.Ask(t.Context())
+		if fmt.Sprint(err) != tt.want || err == nil && len(line) != tt.size {
+			t.Errorf("Ask() with %d bytes typed = %d bytes, %v, want %s", tt.size, len(line), err, tt.want)
+		}
+	}
+}
+
+// TestAskIsNotSuspended looks at the terminal while the question is asked: a
+// process that Ctrl-Z stops comes back to an echo that its shell switched on.
+func TestAskIsNotSuspended(t *testing.T) {
+	tty, operator := pty(t)
+	suspends := func() uint8 {
+		state, err := unix.IoctlGetTermios(int(operator.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return state.Cc[unix.VSUSP]
+	}
+	before := suspends()
+	w := &typist{operator: operator, typed: "a\x1ab\n"}
+	var during uint8 = 0xff
+	line, err := terminal.Question{TTY: tty, Out: writer(func(p []byte) (int, error) {
+		during = min(during, suspends())
+		return w.Write(p)
+	}), Text: "Name: "}.Ask(t.Context())
+	if string(line) != "a\x1ab" || err != nil || before == 0 || during != 0 || suspends() != before {
+		t.Errorf("Ask() = %q, %v; suspending character %d before, %d during, %d after, want it off in between", line, err, before, during, suspends())
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
 
 func TestAskEndsWithItsContext(t *testing.T) {
 	tty, operator := pty(t)

@@ -17,7 +17,7 @@ import (
 )
 
 // MaxSize bounds a secret, in bytes.
-const MaxSize = terminal.MaxLine
+const MaxSize = 8 << 10
 
 // Reader gets the secrets of one command. Make it with its fields; all of them
 // are required.
