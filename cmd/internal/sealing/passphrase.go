@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"teekms/cmd/internal/terminal"
 	"teekms/internal/config"
 	"teekms/internal/keys"
@@ -54,8 +56,8 @@ func passphrase(p config.SealPassphrase, ask Asker) seal.PassphraseConfig {
 func Terminal(ctx context.Context, question string) (keys.Secret, error) {
 	tty, err := terminal.Open()
 	if err != nil {
-		return keys.Secret{}, fmt.Errorf("core.seal.passphrase.prompt: %w: start this where somebody can be asked, "+
-			"or set core.seal.passphrase.file or credential instead", err)
+		return keys.Secret{}, fmt.Errorf("core.seal.passphrase.prompt has no terminal to ask at: start this where somebody can be asked, "+
+			"or set core.seal.passphrase.file or credential instead (%w)", err)
 	}
 	defer tty.Close() //nolint:errcheck // nothing is lost
 	line, err := terminal.Question{TTY: tty, Out: tty, Text: question}.Ask(ctx)
@@ -64,9 +66,7 @@ func Terminal(ctx context.Context, question string) (keys.Secret, error) {
 	case err != nil:
 		return keys.Secret{}, err
 	case len(line) == 0:
-		return keys.Secret{}, errors.New("it is empty")
-	case len(line) > maxPassphrase:
-		return keys.Secret{}, fmt.Errorf("it is larger than %d bytes", maxPassphrase)
+		return keys.Secret{}, errors.New("the passphrase is empty")
 	}
 	return keys.NewSecret(line), nil
 }
@@ -93,13 +93,22 @@ func Old(c config.Core, read func(context.Context) (keys.Secret, error)) seal.Se
 }
 
 // readFile reads a file that holds a passphrase, for which key stands. One line
-// feed at its end, or carriage return and line feed, is not part of it.
+// feed at its end, or carriage return and line feed, is not part of it. A link is
+// followed, as a mounted secret may be one; what is no regular file is refused.
 func readFile(key, path string) (keys.Secret, error) {
-	f, err := os.Open(path) //nolint:gosec // the operator and the service manager name it
+	// Without waiting, or the writer of a FIFO would be waited for.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) //nolint:gosec // the operator and the service manager name it
 	if err != nil {
 		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)
 	}
 	defer f.Close() //nolint:errcheck // only read
+	info, err := f.Stat()
+	if err != nil {
+		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)
+	}
+	if !info.Mode().IsRegular() {
+		return keys.Secret{}, fmt.Errorf("%s: %s is no regular file", key, path)
+	}
 	return read(key, path, f)
 }
 
@@ -109,7 +118,13 @@ func ReadOld(flag, path string, stdin io.Reader) (keys.Secret, error) {
 	if path == "-" {
 		return read(flag, "standard input", stdin)
 	}
-	return readFile(flag, path)
+	// A pipe is as good as a file: shells write <(command) so.
+	f, err := os.Open(path)
+	if err != nil {
+		return keys.Secret{}, fmt.Errorf("%s: %w", flag, err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	return read(flag, path, f)
 }
 
 // read reads a passphrase from what path names.
@@ -127,6 +142,8 @@ func read(key, path string, from io.Reader) (keys.Secret, error) {
 		return keys.Secret{}, fmt.Errorf("%s: %s is empty", key, path)
 	case bytes.ContainsAny(text, "\n"):
 		return keys.Secret{}, fmt.Errorf("%s: %s has more than one line", key, path)
+	case bytes.IndexByte(text, 0) >= 0:
+		return keys.Secret{}, fmt.Errorf("%s: %s has NUL bytes in it, which no passphrase has: was it zeroed by a crash?", key, path)
 	}
 	return keys.NewSecret(text), nil
 }

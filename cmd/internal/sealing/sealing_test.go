@@ -9,10 +9,12 @@ import (
 	"strings"
 	"testing"
 
+	"filippo.io/age/plugin"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 
 	"teekms/cmd/internal/sealing"
 	"teekms/internal/config"
@@ -83,6 +85,13 @@ func TestPassphraseIsTheSameFromEverySource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	link := filepath.Join(t.TempDir(), "link") // as Kubernetes mounts secrets
+	if err := os.Symlink(write(t, "correct horse\n"), link); err != nil {
+		t.Fatal(err)
+	}
+	if err := opens(t, core(t, "file = '"+link+"'"), files); err != nil {
+		t.Errorf("link to a file: %v", err)
+	}
 	for _, content := range []string{"correct horse", "correct horse\n", "correct horse\r\n"} {
 		path := write(t, content)
 		if err := opens(t, core(t, "file = '"+path+"'"), files); err != nil {
@@ -119,6 +128,16 @@ func TestPromptOfAFirstSealingIsAskedTwice(t *testing.T) {
 	}
 }
 
+// fifo makes one that nobody writes to: opening it would wait.
+func fifo(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func TestPassphraseRefusals(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
 	tests := []struct{ name, doc, want string }{
@@ -126,6 +145,11 @@ func TestPassphraseRefusals(t *testing.T) {
 		{"empty file", "file = '" + write(t, "\n") + "'", " is empty"},
 		{"large file", "file = '" + write(t, strings.Repeat("a", 4097)) + "'", " is larger than 4096 bytes"},
 		{"two lines", "file = '" + write(t, "a\nb\n") + "'", " has more than one line"},
+		{"zeroed file", "file = '" + write(t, strings.Repeat("\x00", 16)+"\n") + "'", " has NUL bytes in it"},
+		{"NUL byte at the end", "file = '" + write(t, "horse\x00") + "'", " has NUL bytes in it"},
+		{"directory", "file = '" + t.TempDir() + "'", " is no regular file"},
+		{"device", "file = '" + os.DevNull + "'", "core.seal.passphrase.file: /dev/null is no regular file"},
+		{"FIFO", "file = '" + fifo(t) + "'", " is no regular file"},
 		{"no credentials", "credential = 'kms.seal'", "$CREDENTIALS_DIRECTORY is not set: start this as a unit of systemd with LoadCredentialEncrypted=kms.seal:PATH, or by hand with systemd-run -p LoadCredentialEncrypted=kms.seal:PATH --pipe --wait"},
 		{"nobody to ask", "prompt = true", "there is nobody to ask"},
 	}
@@ -195,8 +219,17 @@ func TestRehearsalTellsTheReason(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := sealing.Rehearse(t.Context(), set); !errors.Is(err, failed) {
+	if err := sealing.Rehearse(t.Context(), set); !errors.Is(err, failed) || err.Error() != "trying the seals of core.seal: sealing to passphrase: no hands" {
 		t.Errorf("Rehearse() = %v, want %v in it", err, failed)
+	}
+	set, err = sealing.NewSet(core(t, "file = '"+write(t, "x")+"'\n[core.seal.escrow]\nrecipients = ['"+plugin.EncodeRecipient("teekmsnone", []byte("x"))+"']"), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "trying the seals of core.seal: sealing root-ca.key: encrypting to escrow recipient 1: running age-plugin-teekmsnone: "
+	t.Setenv("PATH", t.TempDir())
+	if err := sealing.Rehearse(t.Context(), set); err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("Rehearse() = %v, want %q before the reason", err, want)
 	}
 }
 
@@ -272,5 +305,22 @@ func TestUnmeasured(t *testing.T) {
 	td.Measure(11, "a kernel")
 	if got := sealing.Unmeasured(t.Context(), s); got != nil {
 		t.Errorf("Unmeasured() = %q, want nothing", got)
+	}
+}
+
+// TestOldPassphraseMayComeThroughAPipe is about what shells write <(command).
+func TestOldPassphraseMayComeThroughAPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("correct horse\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	got, err := sealing.ReadOld("--old-passphrase-file", fmt.Sprintf("/dev/fd/%d", r.Fd()), nil)
+	if err != nil || string(got.Bytes()) != "correct horse" {
+		t.Errorf("ReadOld(pipe) = %d bytes, %v, want the passphrase", got.Len(), err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 )
 
@@ -51,7 +52,7 @@ func (c client) call(ctx context.Context, method string, request any) ([]byte, e
 	r.Header.Set("Content-Type", "application/json")
 	resp, err := c.http().Do(r)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", method, err)
+		return nil, fmt.Errorf("%s: %w", method, plain(err))
 	}
 	defer func() { _ = resp.Body.Close() }()
 	limit := int64(maxBody)
@@ -70,6 +71,27 @@ func (c client) call(ctx context.Context, method string, request any) ([]byte, e
 	}
 	return b, nil
 }
+
+// plain leaves out of an error of [http.Client.Do] the URL, in which the agent has
+// no name, and the address, which [Agent.each] says.
+func plain(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		err = u.Err
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return dialError{op}
+	}
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("the connection ended without an answer: %w", err)
+	}
+	return err
+}
+
+// dialError says that nobody answers at an address.
+type dialError struct{ op *net.OpError }
+
+func (e dialError) Error() string { return "cannot connect: " + e.op.Err.Error() }
+func (e dialError) Unwrap() error { return e.op }
 
 func decode(body []byte, answer any) error {
 	if err := json.Unmarshal(body, answer); err != nil {

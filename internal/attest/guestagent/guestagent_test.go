@@ -225,8 +225,8 @@ func TestAttestRefusesBadAnswers(t *testing.T) {
 			}
 		}, nil, "Attest: answer of more than 8388608 bytes"},
 		{"endless refusal", respond(400, strings.Repeat("x", 1000)), respond(400, strings.Repeat("y", 1000)), `"` + strings.Repeat("y", 200) + `"`},
-		{"endless header", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("x", 1<<20)) }, nil, "Attest: Post"},
-		{"connection cut", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, nil, "Attest: Post"},
+		{"endless header", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("x", 1<<20)) }, nil, "response headers exceeded 65536 bytes"},
+		{"connection cut", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, nil, "Attest: the connection ended without an answer"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -45,10 +45,27 @@ func (a *Agent) Key(ctx context.Context, path string) (keys.Secret, error) {
 		key, err = c.key(ctx, path)
 		return err
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrSocketNotFound):
+		return keys.Secret{}, fmt.Errorf("there is no guest agent at %s (%w)", a.lookedAt(), err)
+	case err != nil:
 		return keys.Secret{}, fmt.Errorf("asking guest agent for a key: %w", err)
 	}
 	return key, nil
+}
+
+// lookedAt names where an agent that has keys would be.
+func (a *Agent) lookedAt() string {
+	var places []string
+	for _, e := range a.endpoints {
+		if !e.tappd {
+			places = append(places, e.address)
+		}
+	}
+	if len(places) == 0 {
+		return "no socket at all"
+	}
+	return strings.Join(places, " or ")
 }
 
 func checkKeyPath(path string) error {

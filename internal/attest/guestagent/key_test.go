@@ -189,7 +189,7 @@ func TestKeyRefusesBadAnswers(t *testing.T) {
 		{"redirect", http.RedirectHandler("http://localhost/elsewhere", http.StatusTemporaryRedirect), "GetKey: status 307"},
 		{"refusal", respond(500, "no app keys in this guest"), `GetKey: status 500: "no app keys in this guest"`},
 		{"method that is not there", http.NotFoundHandler(), "GetKey: status 404"},
-		{"connection cut", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }), "GetKey: Post"},
+		{"connection cut", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }), "GetKey: the connection ended without an answer"},
 		{"agent that wants no such algorithm", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			r.Body = io.NopCloser(strings.NewReader(`{"path":"p","algorithm":"rsa"}`))
 			fakeHandler.ServeHTTP(w, r)
@@ -288,8 +288,9 @@ func TestKeyOfAnAgentThatRestarts(t *testing.T) {
 	stop := start()
 	key := mustKey(t, a, keyPath)
 	stop()
-	if _, err := a.Key(t.Context(), keyPath); !errors.Is(err, guestagent.ErrSocketNotFound) {
-		t.Errorf("Key() while the agent is away = %v, want %v", err, guestagent.ErrSocketNotFound)
+	away := "there is no guest agent at " + socket + " (tappd socket not found)"
+	if _, err := a.Key(t.Context(), keyPath); !errors.Is(err, guestagent.ErrSocketNotFound) || err.Error() != away {
+		t.Errorf("Key() while the agent is away = %v, want %s", err, away)
 	}
 	// As an agent that was killed leaves it.
 	l, err := net.Listen("unix", socket)
@@ -298,8 +299,9 @@ func TestKeyOfAnAgentThatRestarts(t *testing.T) {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	l.Close()
-	if _, err := a.Key(t.Context(), keyPath); err == nil || !strings.Contains(err.Error(), "connection refused") {
-		t.Errorf("Key() while nobody listens = %v, want connection refused", err)
+	refused := "asking guest agent for a key: unix:" + socket + ": GetKey: cannot connect: connect: connection refused"
+	if _, err := a.Key(t.Context(), keyPath); err == nil || err.Error() != refused {
+		t.Errorf("Key() while nobody listens = %v, want %s", err, refused)
 	}
 	if err := os.Remove(socket); err != nil {
 		t.Fatal(err)

@@ -46,7 +46,7 @@ func (r byTheBook) Wrap(fileKey []byte) ([]*age.Stanza, error) {
 func TestTheFormatIsWhatTheDocumentSays(t *testing.T) {
 	same := fixed{strings.Repeat("k", 32), []string{"a", "b"}}
 	set := newSet(t, seal.New(seal.KindTPM, same))
-	const misfit = "cannot open rpc.key: tpm: the key does not fit: the file was sealed with another, or is damaged"
+	const misfit = "cannot open rpc.key: tpm: the key does not fit: the file was changed, or is damaged"
 	tests := []struct {
 		name string
 		by   byTheBook

@@ -3,7 +3,6 @@ package seal
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 
 	"teekms/internal/keys"
@@ -47,7 +46,7 @@ func (g *guestAgent) Find(ctx context.Context, args []string) (keys.Secret, erro
 	if err != nil {
 		// That no agent is there is one reason among others, not the absence of an
 		// attester, which callers know by its error.
-		return keys.Secret{}, fmt.Errorf("asking the guest agent for its key: %v", err) //nolint:errorlint // see above
+		return keys.Secret{}, errors.New(err.Error())
 	}
 	return key, nil
 }

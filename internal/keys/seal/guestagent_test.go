@@ -19,12 +19,12 @@ func TestGuestAgentOpensForTheSameIdentityOnly(t *testing.T) {
 	got, err := set.Open(t.Context(), files)
 	wantPlain(t, got, err)
 	wantRefusal(t, newSet(t, guestAgent("another app")), files,
-		"cannot open root-ca.key: guest-agent: the key does not fit: the file was sealed with another, or is damaged")
+		"cannot open root-ca.key: guest-agent: the key does not fit: the file was sealed with another (another application, or another KMS above it), or is damaged")
 	moved := seal.New(seal.KindGuestAgent, seal.NewGuestAgent(a, "another/path"))
 	got, err = newSet(t, moved).Open(t.Context(), files)
 	wantPlain(t, got, err) // the file says which path
 	a.err = errors.New("no such socket")
-	wantRefusal(t, set, files, "cannot open root-ca.key: guest-agent: asking the guest agent for its key: no such socket")
+	wantRefusal(t, set, files, "cannot open root-ca.key: guest-agent: no such socket")
 }
 
 func TestGuestAgentPathIsBounded(t *testing.T) {
@@ -64,5 +64,5 @@ func TestKeysOfTwoKindsDoNotOpenEachOther(t *testing.T) {
 		})
 	}
 	wantRefusal(t, newSet(t, seal.New(seal.KindGuestAgent, same)), files,
-		"cannot open root-ca.key: guest-agent: the key does not fit: the file was sealed with another, or is damaged")
+		"cannot open root-ca.key: guest-agent: the key does not fit: the file was sealed with another (another application, or another KMS above it), or is damaged")
 }

@@ -57,7 +57,7 @@ func TestWrongOldPassphraseIsToldBesideTheOthers(t *testing.T) {
 		"cannot open root-ca.key: passphrase: the old one: wrong passphrase, or the file is damaged; passphrase: wrong passphrase, or the file is damaged")
 	broken := seal.New(seal.KindPassphrase, source((&said{err: errors.New("no terminal")}).read, nil, 10))
 	wantRefusal(t, withOld(t, []seal.Seal{broken}, tpm()), files,
-		"cannot open root-ca.key: passphrase: the old one: reading the passphrase: no terminal; tpm: not among the file's seals; "+
+		"cannot open root-ca.key: passphrase: the old one: no terminal; tpm: not among the file's seals; "+
 			"passphrase: sealed to passphrase, which core.seal does not configure")
 }
 

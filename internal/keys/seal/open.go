@@ -183,8 +183,8 @@ func (o *opening) bySeal(ctx context.Context, s Seal, who asked, h *Header) ([]b
 		return nil, f.err
 	}
 	fileKey, err := unwrap(s.kind, f.key, st)
-	if errors.Is(err, errUnwrap) && s.kind == KindPassphrase {
-		err = errWrongPassphrase
+	if errors.Is(err, errUnwrap) {
+		err = misfit(s.kind)
 	}
 	if err != nil {
 		f.refused = err

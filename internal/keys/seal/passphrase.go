@@ -33,7 +33,7 @@ var errWrongPassphrase = errors.New("wrong passphrase, or the file is damaged")
 // PassphraseConfig says where a passphrase comes from.
 type PassphraseConfig struct {
 	// Read returns the passphrase; required. It is asked until it has answered
-	// once. An empty passphrase and one with a line feed are refused.
+	// once. An empty passphrase and one with a line feed or a NUL byte are refused.
 	Read func(ctx context.Context) (keys.Secret, error)
 	// Confirm, where it is there, asks for the passphrase a second time before it
 	// is used to seal, unless it has opened a file already.
@@ -118,7 +118,7 @@ func (p *passphrase) read(ctx context.Context, sealing bool) (keys.Secret, error
 	if secret.Len() == 0 {
 		var err error
 		if secret, err = p.cfg.Read(ctx); err != nil {
-			return keys.Secret{}, fmt.Errorf("reading the passphrase: %w", err)
+			return keys.Secret{}, err //nolint:wrapcheck // the reader says from where
 		}
 		if err := checkPassphrase(secret); err != nil {
 			return keys.Secret{}, err
@@ -127,7 +127,7 @@ func (p *passphrase) read(ctx context.Context, sealing bool) (keys.Secret, error
 	if sealing && !p.confirmed && p.cfg.Confirm != nil {
 		again, err := p.cfg.Confirm(ctx)
 		if err != nil {
-			return keys.Secret{}, fmt.Errorf("reading the passphrase again: %w", err)
+			return keys.Secret{}, err //nolint:wrapcheck // as before
 		}
 		if !again.Equal(secret) {
 			p.secret = keys.Secret{} // nobody knows which of them was meant
@@ -145,8 +145,12 @@ func checkPassphrase(s keys.Secret) error {
 		return errors.New("the passphrase is empty")
 	}
 	for _, c := range s.Bytes() {
-		if c == '\n' {
+		switch c {
+		case '\n':
 			return errors.New("the passphrase has a line feed in it")
+		case 0:
+			// HMAC, on which scrypt stands, cannot tell them from nothing at the end.
+			return errors.New("the passphrase has a NUL byte in it")
 		}
 	}
 	return nil

@@ -46,17 +46,19 @@ func TestPassphraseIsStretchedByScrypt(t *testing.T) {
 	}
 }
 
-func TestPassphraseMayHaveAnyBytesButLineFeeds(t *testing.T) {
-	for _, text := range []string{" ", "\x00\xff\r\t", "pässwörd", strings.Repeat("long", 1000)} {
+func TestPassphraseMayHaveAnyBytesButLineFeedsAndNUL(t *testing.T) {
+	for _, text := range []string{" ", "\x01\xff\r\t", "pässwörd", strings.Repeat("long", 1000)} {
 		set := newSet(t, passphrase(text))
 		got, err := set.Open(t.Context(), sealed(t, set))
 		wantPlain(t, got, err)
 	}
 	for text, want := range map[string]string{
-		"":     "sealing to passphrase: the passphrase is empty",
-		"\n":   "sealing to passphrase: the passphrase has a line feed in it",
-		"a\n":  "sealing to passphrase: the passphrase has a line feed in it",
-		"a\nb": "sealing to passphrase: the passphrase has a line feed in it",
+		"":         "sealing to passphrase: the passphrase is empty",
+		"\n":       "sealing to passphrase: the passphrase has a line feed in it",
+		"a\n":      "sealing to passphrase: the passphrase has a line feed in it",
+		"\x00\x00": "sealing to passphrase: the passphrase has a NUL byte in it",
+		"a\x00":    "sealing to passphrase: the passphrase has a NUL byte in it",
+		"a\nb":     "sealing to passphrase: the passphrase has a line feed in it",
 	} {
 		if _, err := newSet(t, passphrase(text)).Seal(t.Context(), plain()); err == nil || err.Error() != want {
 			t.Errorf("Seal(passphrase %q) = %v, want %q", text, err, want)
@@ -66,7 +68,7 @@ func TestPassphraseMayHaveAnyBytesButLineFeeds(t *testing.T) {
 
 func TestWrongPassphraseIsRefused(t *testing.T) {
 	files := sealed(t, newSet(t, passphrase("correct horse")))
-	for _, text := range []string{"correct horse ", "Correct horse", "correct hors", "\x00correct horse"} {
+	for _, text := range []string{"correct horse ", "Correct horse", "correct hors", "\x01correct horse"} {
 		wantRefusal(t, newSet(t, passphrase(text)), files,
 			"cannot open root-ca.key: passphrase: wrong passphrase, or the file is damaged")
 	}
@@ -75,11 +77,11 @@ func TestWrongPassphraseIsRefused(t *testing.T) {
 func TestPassphraseIsReadOnce(t *testing.T) {
 	words := &said{text: "correct horse", err: errors.New("no terminal")}
 	set := newSet(t, seal.New(seal.KindPassphrase, source(words.read, nil, 10)))
-	if _, err := set.Seal(t.Context(), plain()); err == nil || err.Error() != "sealing to passphrase: reading the passphrase: no terminal" {
+	if _, err := set.Seal(t.Context(), plain()); err == nil || err.Error() != "sealing to passphrase: no terminal" {
 		t.Errorf("Seal() = %v, want the terminal's error", err)
 	}
 	files := sealed(t, newSet(t, passphrase("correct horse")))
-	wantRefusal(t, set, files, "cannot open root-ca.key: passphrase: reading the passphrase: no terminal")
+	wantRefusal(t, set, files, "cannot open root-ca.key: passphrase: no terminal")
 	words.err = nil
 	files = sealed(t, set)
 	for range 2 {
@@ -98,7 +100,7 @@ func TestPassphraseIsConfirmedBeforeItSealsAndWasNeverSeenToOpen(t *testing.T) {
 		t.Errorf("Seal() = %v, want a difference", err)
 	}
 	again.text, again.err = "correct horse", errors.New("no terminal")
-	if _, err := set.Seal(t.Context(), plain()); err == nil || err.Error() != "sealing to passphrase: reading the passphrase again: no terminal" {
+	if _, err := set.Seal(t.Context(), plain()); err == nil || err.Error() != "sealing to passphrase: no terminal" {
 		t.Errorf("Seal() = %v, want the terminal's error", err)
 	}
 	again.err = nil

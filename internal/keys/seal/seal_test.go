@@ -166,7 +166,7 @@ func TestSealRefusesASealThatDoesNotOpenWhatItSealed(t *testing.T) {
 		{
 			"another key is found",
 			changing{&device{}},
-			"checking what was sealed to tpm: the key does not fit: the file was sealed with another, or is damaged",
+			"checking what was sealed to tpm: the key does not fit: the file was changed, or is damaged",
 		},
 		{"no key is made", &device{broken: errors.New("no such device")}, "sealing to tpm: no such device"},
 		{"short key", fixed{"short", nil}, "sealing root-ca.key: sealing to tpm: the key has 5 bytes, not 32"},

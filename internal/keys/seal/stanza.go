@@ -36,8 +36,22 @@ const (
 	saltSize = 16
 )
 
-// errUnwrap says that a key does not open a stanza.
-var errUnwrap = errors.New("the key does not fit: the file was sealed with another, or is damaged")
+// errUnwrap says that a key does not open a stanza. What that means is for
+// [misfit] to say.
+var errUnwrap = errors.New("the key does not fit")
+
+// misfit says what it means that the key of a source does not open a stanza.
+func misfit(kind Kind) error {
+	switch kind {
+	case KindPassphrase:
+		return errWrongPassphrase
+	case KindGuestAgent:
+		return fmt.Errorf("%w: the file was sealed with another (another application, or another KMS above it), or is damaged", errUnwrap)
+	case KindTPM, KindEscrow:
+	}
+	// The TPM has opened what the file holds for it.
+	return fmt.Errorf("%w: the file was changed, or is damaged", errUnwrap)
+}
 
 // encoding is that of age: base64 without padding, one text for one value.
 func encoding() *base64.Encoding { return base64.RawStdEncoding.Strict() }

@@ -56,7 +56,7 @@ func TestTrySaysOfEachSealHowItFares(t *testing.T) {
 		{
 			"identity of the holder", withIdentities(t, []age.Identity{id}, guestAgent("another app")), files,
 			[]string{
-				"guest-agent (path teekms/key-directory) files:true configured:true opens:false the key does not fit: the file was sealed with another, or is damaged",
+				"guest-agent (path teekms/key-directory) files:true configured:true opens:false the key does not fit: the file was sealed with another (another application, or another KMS above it), or is damaged",
 				"tpm () files:true configured:false opens:false core.seal does not configure it",
 				"passphrase (scrypt, work factor 10) files:true configured:false opens:false core.seal does not configure it",
 				"escrow (1 recipient) files:true configured:false opens:true <nil>",

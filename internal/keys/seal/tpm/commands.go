@@ -158,7 +158,7 @@ func (t *tpm) unseal(o object) (keys.Secret, error) {
 	}
 	key, err := t.unsealLoaded(parent, loaded, o.pcrs)
 	if errors.Is(err, tpm2.TPMRCPolicyFail) || errors.Is(err, tpm2.TPMRCPCRChanged) {
-		return keys.Secret{}, fmt.Errorf("TPM policy does not hold (%s): %w", t.changed(parent, o), err)
+		return keys.Secret{}, said("TPM policy does not hold ("+t.changed(parent, o)+")", err)
 	}
 	return key, err
 }

@@ -3,6 +3,7 @@ package tpm
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -42,7 +43,26 @@ func explain(err error) error {
 	default:
 		return err
 	}
-	return fmt.Errorf("%s: %w", words, err)
+	return said(words, err)
+}
+
+// worded is an error in our words, for callers still the one it stands for.
+type worded struct {
+	words string
+	err   error
+}
+
+func (w worded) Error() string { return w.words }
+func (w worded) Unwrap() error { return w.err }
+
+// said puts err in words, after which the name of its code is what can be
+// searched for.
+func said(words string, err error) error {
+	if rc, ok := errors.AsType[tpm2.TPMRC](err); ok {
+		name, _, _ := strings.Cut(rc.Error(), " ")
+		words += " [" + strings.TrimSuffix(name, ":") + "]"
+	}
+	return worded{words, err}
 }
 
 // evict flushes every object and session that is loaded.

@@ -121,7 +121,7 @@ func (s *Source) Make(ctx context.Context) (key keys.Secret, args []string, err 
 		return err
 	})
 	if err != nil {
-		return keys.Secret{}, nil, fmt.Errorf("sealing to the TPM: %w", err)
+		return keys.Secret{}, nil, err
 	}
 	return keys.NewSecret(b), made.args(), nil
 }

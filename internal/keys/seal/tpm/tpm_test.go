@@ -105,6 +105,9 @@ func TestLife(t *testing.T) {
 	wantKey(t, s, key, args)
 	p.Measure(14, "another machine owner key")
 	wantRefusal(t, s, args, "TPM policy does not hold (PCR 14 of SHA-256 is not what it was)")
+	if _, err := s.Find(t.Context(), args); !errors.Is(err, tpm2.TPMRCPolicyFail) || !strings.HasSuffix(err.Error(), "is not what it was) [TPM_RC_POLICY_FAIL]") {
+		t.Errorf("Find() = %v, want the name of the code alone after the words", err)
+	}
 
 	p.Restart()
 	wantRefusal(t, s, args, "TPM policy does not hold (PCRs 7, 11, 14 of SHA-256 are not what they were)")
@@ -292,7 +295,7 @@ func TestNewRefuses(t *testing.T) {
 func TestDeviceThatIsNone(t *testing.T) {
 	dir := t.TempDir()
 	s := newSource(t, tpm.Config{Device: dir + "/tpm", PCRs: measured()})
-	if _, _, err := s.Make(t.Context()); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "sealing to the TPM: there is no TPM at "+dir+"/tpm") {
+	if _, _, err := s.Make(t.Context()); !errors.Is(err, os.ErrNotExist) || err.Error() != "there is no TPM at "+dir+"/tpm (no vTPM in this machine, or the unit's PrivateDevices= hides it)" {
 		t.Errorf("Make(no TPM) = %v, want that there is none", err)
 	}
 	if err := os.WriteFile(dir+"/tpm", nil, 0o600); err != nil {

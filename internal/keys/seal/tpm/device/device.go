@@ -87,7 +87,7 @@ func Open(ctx context.Context, path string) (*Conn, error) {
 	}
 	if err := c.stream.SetDeadline(deadline); err != nil {
 		_ = c.stream.Close() // it says less than what went wrong before
-		return nil, fmt.Errorf("%s cannot be waited for with a deadline: name a TPM: %w", path, err)
+		return nil, worded{path + " is no TPM: name one, such as /dev/tpmrm0, or the socket of a software TPM", err}
 	}
 	c.stop = context.AfterFunc(ctx, c.canceled)
 	return c, nil
@@ -131,10 +131,19 @@ func explain(path string, err error) error {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		reason = "nobody listens on " + path + ": the software TPM is not running"
 	default:
-		reason = "opening TPM " + path
+		return fmt.Errorf("opening TPM %s: %w", path, err)
 	}
-	return fmt.Errorf("%s: %w", reason, err)
+	return worded{reason, err}
 }
+
+// worded is an error in our words, for callers still the one it stands for.
+type worded struct {
+	words string
+	err   error
+}
+
+func (w worded) Error() string { return w.words }
+func (w worded) Unwrap() error { return w.err }
 
 // canceled lets the command under way end.
 func (c *Conn) canceled() {

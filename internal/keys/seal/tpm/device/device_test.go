@@ -94,7 +94,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"nothing there", filepath.Join(dir, "none"), "there is no TPM at " + dir + "/none (no vTPM in this machine, or the unit's PrivateDevices= hides it)"},
 		{"a file", regular, "is neither a device nor a unix socket: name a TPM, such as /dev/tpmrm0"},
 		{"a directory", dir, "is neither a device nor a unix socket"},
-		{"a device that cannot be waited for", os.DevNull, "/dev/null cannot be waited for with a deadline: name a TPM"},
+		{"a device that is no TPM", os.DevNull, "/dev/null is no TPM: name one, such as /dev/tpmrm0"},
 		{"a socket that nobody listens on", stale, "nobody listens on " + stale + ": the software TPM is not running"},
 	}
 	for _, tt := range tests {
