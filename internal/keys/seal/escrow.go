@@ -85,6 +85,8 @@ func parseRecipient(text string) (recipient, error) {
 		return recipient{}, errors.New("is too long, or not one line of printable ASCII")
 	case strings.HasPrefix(text, "ssh-"), strings.HasPrefix(text, "ecdsa-"), strings.HasPrefix(text, "sk-"):
 		return parseSSH(text)
+	case strings.HasPrefix(text, "AGE1"):
+		return recipient{}, errors.New("is in capitals: write it in lower case")
 	case strings.HasPrefix(text, "age1pq1"):
 		return native(age.ParseHybridRecipient(text))
 	case strings.HasPrefix(text, "age1") && strings.Count(text, "1") > 1:

@@ -302,6 +302,7 @@ func TestRecipientErrorsNameThePositionAndNeverTheText(t *testing.T) {
 		{"weak ssh-rsa", weak, "cannot be encrypted to: RSA key size is too small"},
 		{"plugin, a letter wrong", "age1tkvault1qqqqqqqq", malformed},
 		{"point of low order", lowOrder(t), "this key cannot be encrypted to"},
+		{"capitals", strings.ToUpper(id.Recipient().String()), "is in capitals: write it in lower case"},
 		{"age's passphrase", "scrypt", "is none: age1…, ssh-ed25519 … or ssh-rsa … is expected"},
 		{"the same again", good, "the same as recipient 1"},
 	}
