@@ -140,6 +140,8 @@ func TestInterruptAtTheQuestion(t *testing.T) {
 	p.answer(t, "Passphrase of the key directory: ", "\x03") // Ctrl-C
 	if code, shown := p.end(t); code != 1 || !strings.Contains(shown, "interrupted; nothing was changed") {
 		t.Errorf("kmsctl seal add = %d, %q, want that nothing was changed", code, shown)
+	} else if strings.Contains(shown, "directory: ^Ckmsctl") || strings.Contains(shown, "directory: kmsctl") || !strings.HasSuffix(shown, "\r\n") {
+		t.Errorf("kmsctl seal add shows %q, want what it says on a line of its own", shown)
 	}
 	for name, data := range v.files(t) {
 		if !bytes.Equal(data, v.plain[name]) {

@@ -14,9 +14,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"teekms/cmd/internal/buildinfo"
+	"teekms/cmd/internal/process"
 	"teekms/cmd/internal/sealing"
 	"teekms/internal/config"
 	"teekms/services/onboard"
@@ -169,7 +169,7 @@ func reportCheck(w io.Writer, path string, cfg *config.Config) error {
 
 // start protects the process, opens what both servers need, and runs.
 func (p Program) start(ctx context.Context, path string, cfg *config.Config) error {
-	if err := noCoreDumps(); err != nil {
+	if err := process.NoCoreDumps(); err != nil {
 		return err
 	}
 	n, err := p.open(ctx, path, cfg)
@@ -178,16 +178,4 @@ func (p Program) start(ctx context.Context, path string, cfg *config.Config) err
 	}
 	defer n.close()
 	return p.Run(ctx, n)
-}
-
-// noCoreDumps keeps key material out of core files, and the memory of this
-// process from other processes of its user.
-func noCoreDumps() error {
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbidding core dumps: %w", err)
-	}
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("making the process not dumpable: %w", err)
-	}
-	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,8 @@ type sealFlags struct {
 	json       bool
 	// old is the file of the passphrase that was the configured one before.
 	old string
+	// asking is held while a person is asked.
+	asking sync.Mutex
 }
 
 func (f *sealFlags) register(cmd *cobra.Command) {
@@ -97,7 +100,9 @@ func newSealAdd(env Environment, f *sealFlags) *cobra.Command {
 		Short: "Seal the private keys, or seal them to more",
 		Long: `Seal the private keys to the named seals besides those that they have; to every
 configured one that they lack where none is named. Recipients of an escrow are
-added to those that the files have. With nothing to add nothing is written.
+added to those that the files have. With nothing to add nothing is written: a
+seal that the files have is renewed by kmsctl seal rotate, and a passphrase that
+they have is changed by it alone.
 
 Plain keys are sealed in place. Then the plain ones are overwritten, removed,
 and the directory synced. That promises nothing on SSDs, on file systems that
@@ -166,6 +171,10 @@ func sealNames() []string {
 	return []string{string(seal.KindPassphrase), string(seal.KindTPM), string(seal.KindGuestAgent), string(seal.KindEscrow)}
 }
 
+// sealName is the name of a seal, which the configuration writes with an
+// underscore.
+func sealName(arg string) string { return strings.ReplaceAll(arg, "_", "-") }
+
 // sealArgs refuses arguments that are no seals.
 func sealArgs(required bool) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
@@ -173,10 +182,10 @@ func sealArgs(required bool) cobra.PositionalArgs {
 			return usagef(cmd, "name the seals to remove: %s", strings.Join(sealNames(), ", "))
 		}
 		for i, arg := range args {
-			if !slices.Contains(sealNames(), arg) {
-				return usagef(cmd, "%q is no seal; those are %s", arg, strings.Join(sealNames(), ", "))
+			if arg = sealName(arg); !slices.Contains(sealNames(), arg) {
+				return usagef(cmd, "%q is no seal; those are %s", args[i], strings.Join(sealNames(), ", "))
 			}
-			if slices.Contains(args[:i], arg) {
+			if slices.ContainsFunc(args[:i], func(before string) bool { return sealName(before) == arg }) {
 				return usagef(cmd, "%s is named twice", arg)
 			}
 		}
@@ -192,7 +201,7 @@ func completeSeals(_ *cobra.Command, args []string, _ string) ([]cobra.Completio
 func kinds(args []string) []seal.Kind {
 	out := make([]seal.Kind, len(args))
 	for i, arg := range args {
-		out[i] = seal.Kind(arg)
+		out[i] = seal.Kind(sealName(arg))
 	}
 	return out
 }
@@ -203,6 +212,7 @@ func (f *sealFlags) status(cmd *cobra.Command, env Environment) error {
 		return err
 	}
 	s, err := d.Status(cmd.Context())
+	f.asked()
 	if err != nil {
 		return undisturbed(cmd, err)
 	}
@@ -225,6 +235,7 @@ func (f *sealFlags) change(cmd *cobra.Command, env Environment, verb func(contex
 		return err
 	}
 	r, failed := verb(cmd.Context(), d)
+	f.asked()
 	if r == nil {
 		return undisturbed(cmd, failed)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"filippo.io/age"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"teekms/cmd/kmsctl/internal/cli"
 	"teekms/cmd/kmsctl/internal/status"
@@ -69,6 +70,8 @@ func TestSealThroughTheLifeOfADirectory(t *testing.T) {
 		{"remove passphrase", status.Failed, "", "no seal would be left that opens here"},
 		{"remove tpm", status.Failed, "", "are not sealed to tpm, but to passphrase"},
 		{"add guest-agent", status.Failed, "", "core.seal does not configure guest-agent"},
+		{"add guest_agent", status.Failed, "", "core.seal does not configure guest-agent"},
+		{"add guest_agent guest-agent", status.Usage, "", "guest-agent is named twice"},
 		{"rotate --json", status.OK, `"opened_again": [`, ""},
 		{"status --json", status.OK, `"reason": "opens only with the key of its holder"`, ""},
 	}
@@ -241,5 +244,25 @@ func TestSealWithACredential(t *testing.T) {
 		if code, _, stderr := run(t.Context(), "seal", verb, "--config", path); code != status.OK {
 			t.Errorf("kmsctl seal %s with a credential = %d, %q", verb, code, stderr)
 		}
+	}
+}
+
+// What kmsctl seal opens stays out of core files and out of the reach of other
+// processes.
+func TestSealKeepsItsMemory(t *testing.T) {
+	config, _, _ := sealedWorld(t)
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := run(t.Context(), "seal", "add", "--config", config); code != status.OK {
+		t.Fatalf("kmsctl seal add = %d, %q", code, stderr)
+	}
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil || dumpable != 0 {
+		t.Errorf("dumpable = %d, %v, want 0", dumpable, err)
+	}
+	var core unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &core); err != nil || core.Cur != 0 || core.Max != 0 {
+		t.Errorf("the limit of core files = %+v, %v, want 0", core, err)
 	}
 }

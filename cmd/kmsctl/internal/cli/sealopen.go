@@ -9,6 +9,7 @@ import (
 	"filippo.io/age"
 	"github.com/spf13/cobra"
 
+	"teekms/cmd/internal/process"
 	"teekms/cmd/internal/sealing"
 	"teekms/cmd/internal/terminal"
 	"teekms/cmd/kmsctl/internal/identity"
@@ -22,6 +23,9 @@ import (
 // directory reads the configuration, and the identities that open besides.
 // Nothing is opened.
 func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Directory, error) {
+	if err := process.NoCoreDumps(); err != nil {
+		return nil, err
+	}
 	cfg, err := config.Load(f.config, env.Environ)
 	if err != nil {
 		return nil, err
@@ -34,7 +38,8 @@ func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Dir
 		fmt.Fprintf(env.Stderr, "kmsctl: %s\n", text) //nolint:errcheck // there is no one left to tell
 	}
 	var ids []age.Identity
-	reader := identity.Reader{Ask: env.ask, Tell: tell}
+	ask := f.ask(env)
+	reader := identity.Reader{Ask: ask, Tell: tell}
 	for _, path := range f.identities {
 		more, err := reader.Read(cmd.Context(), path)
 		if err != nil {
@@ -42,9 +47,7 @@ func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Dir
 		}
 		ids = append(ids, more...)
 	}
-	seals, err := sealing.Seals(cfg.Core, func(ctx context.Context, question string) (keys.Secret, error) {
-		return env.ask(ctx, question)
-	})
+	seals, err := sealing.Seals(cfg.Core, ask)
 	if err != nil {
 		return nil, err
 	}
@@ -58,6 +61,7 @@ func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Dir
 		Compare: func(files map[string][]byte) (notes, warnings []string) {
 			return otherwise(cfg.Core, files), sealing.Weak(cfg.Core, files)
 		},
+		Unmeasured: func(ctx context.Context) []string { return sealing.Unmeasured(ctx, cfg.Core.Seal) },
 	}), nil
 }
 
@@ -69,7 +73,7 @@ func (f *sealFlags) oldSeals(c config.Core, env Environment) ([]seal.Seal, error
 	}
 	if tty, ok := env.stdin().(*os.File); ok && f.old == "-" && terminal.Is(tty) {
 		ask := func(ctx context.Context) (keys.Secret, error) {
-			return env.ask(ctx, "Old passphrase of the key directory: ")
+			return f.ask(env)(ctx, "Old passphrase of the key directory: ")
 		}
 		return []seal.Seal{sealing.Old(c, ask)}, nil
 	}
@@ -89,6 +93,25 @@ func otherwise(c config.Core, files map[string][]byte) []string {
 		}
 	}
 	return out
+}
+
+// ask asks one question at a time. An interrupt gives up waiting for the answer;
+// the terminal is still to be set right then, which asked waits for.
+func (f *sealFlags) ask(env Environment) func(context.Context, string) (keys.Secret, error) {
+	return func(ctx context.Context, question string) (keys.Secret, error) {
+		f.asking.Lock()
+		defer f.asking.Unlock()
+		if err := ctx.Err(); err != nil {
+			return keys.Secret{}, err
+		}
+		return env.ask(ctx, question)
+	}
+}
+
+// asked waits until nobody is asked any more, and the terminal is as it was.
+func (f *sealFlags) asked() {
+	f.asking.Lock()
+	defer f.asking.Unlock()
 }
 
 // ask asks the person at the terminal for a secret.

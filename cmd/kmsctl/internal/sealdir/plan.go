@@ -16,6 +16,11 @@ type plan struct {
 	target []seal.Seal
 	// added and removed are what that changes.
 	added, removed []seal.Kind
+	// anew says that what is configured counts, whatever it was before: else a
+	// passphrase that stays is the one that the files have.
+	anew bool
+	// notes and warnings are what is to be known about it.
+	notes, warnings []string
 }
 
 // planner decides with which seals the files go on.
@@ -61,6 +66,7 @@ func (p *planner) add(named []seal.Kind) (*plan, error) {
 	}
 	var err error
 	out.target, err = p.keep(nil, out.added)
+	out.warnings = p.strangers(out.target)
 	if err == nil && !opens(out.target) {
 		err = errors.New("escrow only encrypts: name a seal that opens here as well, passphrase, tpm or guest-agent")
 	}
@@ -86,13 +92,13 @@ func (p *planner) remove(named []seal.Kind) (*plan, error) {
 		return nil, err
 	}
 	if !opens(target) {
-		rest := "nothing would remain"
+		rest := ""
 		if len(target) > 0 {
-			rest = "what would remain is escrow, which opens only with the key of its holder"
+			rest = "; what would remain is escrow, which opens only with the key of its holder"
 		}
-		return nil, fmt.Errorf("%s cannot be removed: no seal would be left that opens here; %s", join(named), rest)
+		return nil, fmt.Errorf("%s cannot be removed: no seal would be left that opens here%s", join(named), rest)
 	}
-	return &plan{target: target, removed: named}, nil
+	return &plan{target: target, removed: named, warnings: p.strangers(target)}, nil
 }
 
 // rotate plans for exactly what is configured.
@@ -147,6 +153,12 @@ func (p *planner) escrow(without, with []seal.Kind) ([]seal.Seal, error) {
 				"`kmsctl seal rotate` seals them to the configured ones, `kmsctl seal remove escrow` to none")
 		}
 		recipients = slices.Clone(p.header.Recipients)
+		for _, r := range recipients {
+			if runsPlugin(r) && !p.names(r) {
+				return nil, fmt.Errorf("the files are sealed to the recipient %s, for which a program is run, and core.seal.escrow does not name it: "+
+					"configure it, or seal to what is configured alone with `kmsctl seal rotate`", r)
+			}
+		}
 	}
 	if slices.Contains(with, seal.KindEscrow) {
 		configured, _ := p.seal(seal.KindEscrow)
@@ -164,6 +176,30 @@ func (p *planner) escrow(without, with []seal.Kind) ([]seal.Seal, error) {
 		return nil, fmt.Errorf("keeping the escrow of the files: %w", err)
 	}
 	return []seal.Seal{s}, nil
+}
+
+// names says whether the configured escrow names a recipient.
+func (p *planner) names(recipient string) bool {
+	escrow, _ := p.seal(seal.KindEscrow)
+	return slices.Contains(escrow.Recipients(), recipient)
+}
+
+// strangers warns of the recipients that only the files name.
+func (p *planner) strangers(target []seal.Seal) (warnings []string) {
+	for _, s := range target {
+		for _, r := range s.Recipients() {
+			if !p.names(r) {
+				warnings = append(warnings, "kept from the files, not configured: "+r+" (`kmsctl seal rotate` seals to what is configured alone)")
+			}
+		}
+	}
+	return warnings
+}
+
+// runsPlugin says whether a program is run to encrypt to a recipient: its name
+// stands before the second 1, which the key itself cannot have.
+func runsPlugin(recipient string) bool {
+	return strings.HasPrefix(recipient, "age1") && !strings.HasPrefix(recipient, "age1pq1") && strings.Count(recipient, "1") > 1
 }
 
 // opens says whether one of the seals opens.

@@ -1,6 +1,7 @@
 package sealdir
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/user"
@@ -28,7 +29,7 @@ const wiped = "the plain private keys were overwritten and removed; that promise
 	"on SSDs, on file systems that copy on write, in snapshots and in backups: whoever has one of those may have the keys"
 
 // remark says what is to be known about a change that was made.
-func (d *Directory) remark(r *Result, target []seal.Seal) {
+func (d *Directory) remark(ctx context.Context, r *Result, target []seal.Seal) {
 	kinds := kindsOf(target)
 	var unused, lacking []seal.Kind
 	for _, s := range d.cfg.Seals {
@@ -53,6 +54,38 @@ func (d *Directory) remark(r *Result, target []seal.Seal) {
 	if platformAlone(kinds) {
 		r.Warnings = append(r.Warnings, platformWarning(kinds))
 	}
+	if slices.Contains(kinds, seal.KindTPM) {
+		r.Warnings = append(r.Warnings, d.unmeasured(ctx)...)
+	}
+}
+
+// unmeasured warns of PCRs that tell nothing.
+func (d *Directory) unmeasured(ctx context.Context) []string {
+	if d.cfg.Unmeasured == nil {
+		return nil
+	}
+	return d.cfg.Unmeasured(ctx)
+}
+
+// otherTPM says whether the files are sealed to another TPM than before, by the
+// name of its storage root key (docs/seal.md#format).
+func otherTPM(before, after *seal.Header) bool {
+	b, a := storageKey(before), storageKey(after)
+	return b != "" && a != "" && b != a
+}
+
+// storageKey is the name of the key of a TPM below which the files' key is.
+func storageKey(h *seal.Header) string {
+	const name = 2 // the third of the arguments of a TPM's seal
+	if h == nil {
+		return ""
+	}
+	for _, d := range h.Seals {
+		if d.Kind == seal.KindTPM && len(d.Args) > name {
+			return d.Args[name]
+		}
+	}
+	return ""
 }
 
 // otherOwner names the owner of the keys where that is not who runs this.

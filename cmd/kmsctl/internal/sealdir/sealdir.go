@@ -20,7 +20,6 @@ import (
 
 	"teekms/cmd/kmsctl/internal/privatefile"
 	"teekms/internal/durable"
-	"teekms/internal/keys"
 	"teekms/internal/keys/keystore"
 	"teekms/internal/keys/seal"
 )
@@ -45,6 +44,8 @@ type Config struct {
 	// Compare says in what seals that are configured and in the files differ, and
 	// what is weak about them, as notes and warnings of a status. Optional.
 	Compare func(files map[string][]byte) (notes, warnings []string)
+	// Unmeasured warns of a TPM whose PCRs tell nothing. Optional.
+	Unmeasured func(ctx context.Context) (warnings []string)
 	// Progress tells what is done now, where that takes its time.
 	Progress func(text string)
 }
@@ -82,6 +83,9 @@ type Result struct {
 	// Notes are what else is to be known, Warnings what is to be done about.
 	Notes    []string `json:"notes"`
 	Warnings []string `json:"warnings"`
+
+	// header is that of the new files.
+	header *seal.Header
 }
 
 // State is what private files are sealed to.
@@ -120,7 +124,7 @@ func (d *Directory) Add(ctx context.Context, named []seal.Kind) (*Result, error)
 func (d *Directory) Remove(ctx context.Context, named []seal.Kind) (*Result, error) {
 	return d.change(ctx, func(p *planner) (*plan, error) {
 		if p.header == nil {
-			return nil, errors.New("the private keys are not sealed, so there is nothing to remove")
+			return nil, errors.New("the private keys are plain files and are not sealed, so there is nothing to remove")
 		}
 		return p.remove(named)
 	})
@@ -132,44 +136,42 @@ func (d *Directory) Rotate(ctx context.Context) (*Result, error) {
 		if p.header == nil {
 			return nil, errors.New("the private keys are not sealed: `kmsctl seal add` seals them")
 		}
-		return p.rotate(), nil
+		out := p.rotate()
+		out.anew = true
+		return out, nil
 	})
 }
 
 // change reads what the files are sealed to, plans, opens them, and seals them
 // anew. Until the key store commits, nothing is changed.
 func (d *Directory) change(ctx context.Context, decide func(*planner) (*plan, error)) (*Result, error) {
-	if len(d.cfg.Seals) == 0 {
-		return nil, ErrNothingConfigured
-	}
 	files, err := d.read(ctx)
 	if err != nil {
 		return nil, err
 	}
 	header, err := inspect(files)
 	if err != nil {
-		return nil, err
+		return nil, wayOut(err, files)
 	}
-	p := &planner{header: header, configured: d.cfg.Seals}
 	out := &Result{Dir: d.cfg.Dir, Before: stateOf(header), Notes: []string{}, Warnings: []string{}}
-	todo, err := decide(p)
+	todo, err := decide(&planner{header: header, configured: d.cfg.Seals})
+	switch {
+	case len(d.cfg.Seals) == 0 && (err == nil || header != nil):
+		return nil, ErrNothingConfigured
+	case err != nil:
+		return nil, err
+	case len(todo.target) == 0:
+		return d.unchanged(ctx, files, out)
+	}
+	opened, err := d.open(ctx, header != nil, decide)
 	if err != nil {
-		return nil, err
+		return nil, wayOut(err, files)
 	}
-	if len(todo.target) == 0 {
-		out.After = out.Before
-		return out.finish(todo), nil
+	if opened.plan != nil {
+		todo = opened.plan
 	}
-	opened, err := d.open(ctx, header != nil)
-	if err != nil {
-		return nil, err
-	}
-	// What is kept is read in what has been opened: before that, anybody who may
-	// write the files may have written it.
-	p.header = opened.header
-	if todo, err = decide(p); err != nil {
-		return nil, err
-	}
+	out.Notes = append(out.Notes, todo.notes...)
+	out.Warnings = append(out.Warnings, todo.warnings...)
 	err = d.reseal(ctx, opened.store, todo.target, out)
 	if !out.Changed {
 		return nil, err
@@ -177,7 +179,10 @@ func (d *Directory) change(ctx context.Context, decide func(*planner) (*plan, er
 	if err == nil && header == nil {
 		out.Notes = append(out.Notes, wiped)
 	}
-	d.remark(out, todo.target)
+	if otherTPM(header, out.header) {
+		out.Notes = append(out.Notes, "this is another TPM than before")
+	}
+	d.remark(ctx, out, todo.target)
 	return out.finish(todo), err
 }
 
@@ -221,66 +226,6 @@ func inspect(files map[string][]byte) (*seal.Header, error) {
 	return header, nil
 }
 
-// opened is an open key directory, with what its files turned out to be sealed
-// to; header is nil for plain files.
-type opened struct {
-	store  *keystore.Store
-	header *seal.Header
-}
-
-// open opens the directory with everything at hand.
-func (d *Directory) open(ctx context.Context, sealed bool) (*opened, error) {
-	cfg := keystore.Config{Dir: d.cfg.Dir, Domain: d.cfg.Domain, FS: d.fs, Now: d.cfg.Now, Log: d.cfg.Log}
-	var w *witness
-	if sealed {
-		set, err := seal.NewSet(seal.Config{Seals: d.cfg.Seals, Identities: d.cfg.Identities, Old: d.cfg.Old, Now: d.cfg.Now})
-		if err != nil {
-			return nil, err
-		}
-		w = &witness{set: set}
-		cfg.Sealer = w
-		d.cfg.Progress("opening the private keys of " + d.cfg.Dir)
-	}
-	store, err := keystore.Open(ctx, cfg)
-	switch {
-	case err != nil:
-		return nil, err
-	case !store.Complete():
-		return nil, fmt.Errorf("the key directory %s is empty: the KMS seals what it makes", d.cfg.Dir)
-	case w == nil:
-		return &opened{store: store}, nil
-	case w.header == nil:
-		return nil, errors.New("the private keys were opened without being looked at")
-	}
-	return &opened{store: store, header: w.header}, nil
-}
-
-// witness remembers what the files said that were opened, or written.
-type witness struct {
-	set    *seal.Set
-	header *seal.Header
-}
-
-var _ keystore.Sealer = (*witness)(nil)
-
-// Open implements keystore.Sealer.
-func (w *witness) Open(ctx context.Context, files map[string][]byte) (map[string]keys.Secret, error) {
-	out, err := w.set.Open(ctx, files)
-	if err == nil {
-		w.header, err = inspect(files)
-	}
-	return out, err
-}
-
-// Seal implements keystore.Sealer.
-func (w *witness) Seal(ctx context.Context, files map[string]keys.Secret) (map[string][]byte, error) {
-	out, err := w.set.Seal(ctx, files)
-	if err == nil {
-		w.header, err = inspect(out)
-	}
-	return out, err
-}
-
 // reseal writes the files anew.
 func (d *Directory) reseal(ctx context.Context, store *keystore.Store, target []seal.Seal, out *Result) error {
 	set, err := seal.NewSet(seal.Config{Seals: target, Now: d.cfg.Now})
@@ -292,13 +237,13 @@ func (d *Directory) reseal(ctx context.Context, store *keystore.Store, target []
 		doing += "; scrypt takes a while"
 	}
 	d.cfg.Progress(doing)
-	w := &witness{set: set}
+	w := &writer{set: set}
 	// With ErrNotWiped all is done but the removal of what was there before.
 	err = store.Reseal(ctx, w)
 	if err != nil && !errors.Is(err, keystore.ErrNotWiped) {
 		return err
 	}
-	out.Changed, out.After = true, stateOf(w.header)
+	out.Changed, out.After, out.header = true, stateOf(w.header), w.header
 	for _, s := range target {
 		if s.Opens() {
 			out.OpenedAgain = append(out.OpenedAgain, s.Kind())

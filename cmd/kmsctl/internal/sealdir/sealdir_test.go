@@ -115,10 +115,13 @@ func TestRemove(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "sealed to passphrase (scrypt, work factor 10), escrow (1 recipient)"; r.After.String() != want || len(r.Warnings) > 0 {
+	if want := "sealed to passphrase (scrypt, work factor 10), escrow (1 recipient)"; r.After.String() != want || len(r.Warnings) != 1 || !strings.HasPrefix(r.Warnings[0], "kept from the files, not configured: "+w.holder.Recipient().String()) {
 		t.Errorf("Remove(tpm) = %s, %q, want %s", r.After, r.Warnings, want)
 	}
 	notes := strings.Join(r.Notes, " ")
+	if strings.Contains(notes, "as it is now") {
+		t.Errorf("notes = %q, want nothing of a seal that was removed", notes)
+	}
 	if !strings.Contains(notes, "core.seal still configures tpm") || !strings.Contains(notes, "core.seal does not configure escrow") {
 		t.Errorf("notes = %q, want what differs from the configuration", notes)
 	}
@@ -212,7 +215,7 @@ func TestRefusalsChangeNothing(t *testing.T) {
 		{"escrow alone", nil, []seal.Seal{pass, w.escrow(t)}, add(seal.KindEscrow), "escrow only encrypts: name a seal that opens here"},
 		{"a TPM that is not there", nil, []seal.Seal{gone, pass}, add(), "sealing to tpm: "},
 		{"a seal that the files do not have", kinds(seal.KindPassphrase), []seal.Seal{pass}, remove(seal.KindTPM), "are not sealed to tpm, but to passphrase (scrypt, work factor 10)"},
-		{"the last seal", kinds(seal.KindPassphrase), []seal.Seal{pass}, remove(seal.KindPassphrase), "no seal would be left that opens here; nothing would remain"},
+		{"the last seal", kinds(seal.KindPassphrase), []seal.Seal{pass}, remove(seal.KindPassphrase), "passphrase cannot be removed: no seal would be left that opens here"},
 		{
 			"the last seal beside an escrow", kinds(seal.KindPassphrase, seal.KindEscrow),
 			[]seal.Seal{pass, w.escrow(t)},

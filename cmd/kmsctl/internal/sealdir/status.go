@@ -61,7 +61,7 @@ func (d *Directory) Status(ctx context.Context) (*Status, error) {
 	}
 	header, err := inspect(files)
 	if err != nil {
-		return nil, err
+		return nil, wayOut(err, files)
 	}
 	s := &Status{Dir: d.cfg.Dir, Seals: []Tried{}, Notes: []string{}, Warnings: []string{}}
 	if header == nil {
@@ -75,8 +75,9 @@ func (d *Directory) Status(ctx context.Context) (*Status, error) {
 		return nil, err
 	}
 	s.sort()
-	s.judge(header)
+	s.judge(header, files)
 	d.compare(s, files)
+	s.Warnings = append(s.Warnings, d.unmeasured(ctx)...)
 	return s, nil
 }
 
@@ -151,8 +152,8 @@ func detail(h *seal.Header, k seal.Kind) string {
 }
 
 // judge sums up what was tried.
-func (s *Status) judge(header *seal.Header) {
-	var lacking, unused []seal.Kind
+func (s *Status) judge(header *seal.Header, files map[string][]byte) {
+	var lacking, unused, closed []seal.Kind
 	for _, t := range s.Seals {
 		s.OK = s.OK || t.Opens
 		switch {
@@ -160,21 +161,21 @@ func (s *Status) judge(header *seal.Header) {
 			lacking = append(lacking, t.Kind)
 		case t.InFiles && !t.Configured:
 			unused = append(unused, t.Kind)
+		case t.Kind != seal.KindEscrow && !t.Opens:
+			closed = append(closed, t.Kind)
 		}
 	}
 	if !s.OK {
-		s.why = "nothing opens the private keys here: " + privatefile.List(privatefile.Seals(header)) + " would have to"
-		if slices.ContainsFunc(header.Seals, func(d seal.Described) bool { return d.Kind == seal.KindEscrow }) {
-			s.why += "; the holder of the escrow has the way in: kmsctl seal rotate --identity FILE"
-		}
-		if slices.ContainsFunc(header.Seals, func(d seal.Described) bool { return d.Kind == seal.KindPassphrase }) {
-			s.why += "; where the passphrase is another one now, the old one opens: kmsctl seal rotate --old-passphrase-file FILE"
-		}
+		s.why = s.wayIn(header, files)
+	}
+	if s.OK && len(closed) > 0 {
+		s.Notes = append(s.Notes, fmt.Sprintf("%s does not open the files here any more, and another seal does: "+
+			"`kmsctl seal rotate` seals to what is configured, as it is now", join(closed)))
 	}
 	if len(lacking) > 0 {
 		s.Notes = append(s.Notes, fmt.Sprintf("core.seal configures %s, which the files are not sealed to: `kmsctl seal add` adds it", join(lacking)))
 	}
-	if len(unused) > 0 {
+	if len(unused) > 0 && len(unused) < len(s.Seals) {
 		s.Notes = append(s.Notes, fmt.Sprintf("the files are sealed to %s, which core.seal does not configure: "+
 			"`kmsctl seal rotate` seals to what is configured alone", join(unused)))
 	}
@@ -185,6 +186,38 @@ func (s *Status) judge(header *seal.Header) {
 	if platformAlone(kinds) {
 		s.Warnings = append(s.Warnings, platformWarning(kinds))
 	}
+}
+
+// wayIn says what opens files that nothing opens here.
+func (s *Status) wayIn(header *seal.Header, files map[string][]byte) string {
+	var opening []seal.Kind
+	configured := false
+	for _, t := range s.Seals {
+		configured = configured || t.Configured
+		if t.InFiles && t.Kind != seal.KindEscrow {
+			opening = append(opening, t.Kind)
+		}
+		// A file that is not whole is opened by nobody.
+		if hint := damaged(t.Reason, files); hint != "" {
+			return t.Reason + ": " + hint
+		}
+	}
+	why := "nothing opens the private keys here: " + privatefile.List(privatefile.Seals(header)) + " would have to"
+	if !configured {
+		return why + "; core.seal is not configured: configure in it one of the seals of the files, " + join(opening)
+	}
+	for _, t := range s.Seals {
+		if hint := workFactor(t.Reason); hint != "" {
+			return why + "; " + hint
+		}
+	}
+	if slices.ContainsFunc(header.Seals, func(d seal.Described) bool { return d.Kind == seal.KindEscrow }) {
+		why += "; the holder of the escrow has the way in: kmsctl seal rotate --identity FILE"
+	}
+	if slices.ContainsFunc(header.Seals, func(d seal.Described) bool { return d.Kind == seal.KindPassphrase }) {
+		why += "; where the passphrase is another one now, the old one opens: kmsctl seal rotate --old-passphrase-file FILE"
+	}
+	return why
 }
 
 // sort brings the seals into the order in which they are tried, whether they are

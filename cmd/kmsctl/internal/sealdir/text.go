@@ -1,8 +1,10 @@
 package sealdir
 
 import (
+	"slices"
 	"time"
 
+	"teekms/cmd/kmsctl/internal/privatefile"
 	"teekms/cmd/kmsctl/internal/terminal"
 )
 
@@ -47,15 +49,26 @@ func (t *Tried) line() (terminal.Mark, string) {
 	}
 }
 
+// dropped are the seals that the files had, as they were.
+func (r *Result) dropped() []privatefile.Seal {
+	return slices.DeleteFunc(slices.Clone(r.Before.Seals), func(s privatefile.Seal) bool { return !slices.Contains(r.Removed, s.Kind) })
+}
+
 // WriteText writes for people what a verb did, and what remains.
 func (r *Result) WriteText(p *terminal.Printer) {
 	if !r.Changed {
 		p.Line("Nothing to add: the private keys of %s are %s", r.Dir, r.After)
+		for _, n := range r.Notes {
+			p.Line("Note: %s.", n)
+		}
 		return
 	}
 	p.Line("Key directory  %s", r.Dir)
 	p.Line("Was            %s", r.Before)
 	p.Line("Now            %s", r.After)
+	if dropped := r.dropped(); len(dropped) > 0 {
+		p.Line("Dropped        %s", privatefile.List(dropped))
+	}
 	p.Line("Opened again   %s", join(r.OpenedAgain))
 	for _, n := range r.Notes {
 		p.Line("Note: %s.", n)
