@@ -199,6 +199,7 @@ func (p *planner) strangers(target []seal.Seal) (warnings []string) {
 // runsPlugin says whether a program is run to encrypt to a recipient: its name
 // stands before the second 1, which the key itself cannot have.
 func runsPlugin(recipient string) bool {
+	recipient = strings.TrimSpace(recipient)
 	return strings.HasPrefix(recipient, "age1") && !strings.HasPrefix(recipient, "age1pq1") && strings.Count(recipient, "1") > 1
 }
 
