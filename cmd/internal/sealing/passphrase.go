@@ -59,6 +59,11 @@ func Terminal(ctx context.Context, question string) (keys.Secret, error) {
 		return keys.Secret{}, fmt.Errorf("core.seal.passphrase.prompt has no terminal to ask at: start this where somebody can be asked, "+
 			"or set core.seal.passphrase.file or credential instead (%w)", err)
 	}
+	return AskAt(ctx, tty, question)
+}
+
+// AskAt asks for a passphrase at an open terminal, which it closes.
+func AskAt(ctx context.Context, tty *os.File, question string) (keys.Secret, error) {
 	defer tty.Close() //nolint:errcheck // nothing is lost
 	line, err := terminal.Question{TTY: tty, Out: tty, Text: question}.Ask(ctx)
 	defer clear(line)
@@ -66,7 +71,7 @@ func Terminal(ctx context.Context, question string) (keys.Secret, error) {
 	case err != nil:
 		return keys.Secret{}, err
 	case len(line) == 0:
-		return keys.Secret{}, errors.New("the passphrase is empty")
+		return keys.Secret{}, errors.New("nothing was typed: the passphrase is empty")
 	}
 	return keys.NewSecret(line), nil
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -123,14 +122,5 @@ func (e Environment) ask(ctx context.Context, question string) (keys.Secret, err
 	if err != nil {
 		return keys.Secret{}, fmt.Errorf("there is nobody to ask: %w", err)
 	}
-	defer tty.Close() //nolint:errcheck // nothing is lost
-	line, err := terminal.Question{TTY: tty, Out: tty, Text: question}.Ask(ctx)
-	defer clear(line)
-	switch {
-	case err != nil:
-		return keys.Secret{}, err
-	case len(line) == 0:
-		return keys.Secret{}, errors.New("nothing was typed")
-	}
-	return keys.NewSecret(line), nil
+	return sealing.AskAt(ctx, tty, question)
 }
