@@ -10,6 +10,37 @@ import (
 // sealed with them would be lost to this program.
 var ErrNoOpener = errors.New("none of the seals can open: configure passphrase, tpm or guest_agent")
 
+// ErrWrongPassphrase is the [Reason] of a passphrase that was there and does not
+// open the file. Nothing tells it from a stanza that was changed.
+var ErrWrongPassphrase = errors.New("wrong passphrase, or the file is damaged")
+
+// WorkFactorError is the [Reason] of a passphrase that was not tried: to stretch
+// it as the file says costs more than may be spent.
+type WorkFactorError struct {
+	// Factor is the file's, Limit the most that is read.
+	Factor, Limit int
+}
+
+// Error names both.
+func (e *WorkFactorError) Error() string {
+	return fmt.Sprintf("work factor %d is above the %d that core.seal.passphrase.work_factor allows", e.Factor, e.Limit)
+}
+
+// FileError says that a file is not what it should be, so that no seal opens it:
+// it is damaged, in the place of another, or of another sealing.
+type FileError struct {
+	// File is the name of the file.
+	File string
+	// Err says what is wrong with it.
+	Err error
+}
+
+// Error names the file, then what is wrong.
+func (e *FileError) Error() string { return "cannot open " + e.File + ": " + e.Err.Error() }
+
+// Unwrap returns what is wrong.
+func (e *FileError) Unwrap() error { return e.Err }
+
 // Reason says why one seal does not open a file.
 type Reason struct {
 	Kind Kind
@@ -47,5 +78,5 @@ func (e *OpenError) Unwrap() []error {
 
 // refused is the error of a file that is not what it should be.
 func refused(file, format string, args ...any) error {
-	return fmt.Errorf("cannot open %s: %w", file, fmt.Errorf(format, args...))
+	return &FileError{File: file, Err: fmt.Errorf(format, args...)}
 }

@@ -37,39 +37,80 @@ type recipient struct {
 // NewEscrow returns a seal that encrypts to age recipients and opens nothing:
 // age1… (X25519), age1pq1… (post-quantum), ssh-ed25519 and ssh-rsa public keys,
 // and age1NAME1… of a plugin, for which the program age-plugin-NAME is run at
-// every sealing. An error names a recipient by its
-// position, never by its text: what was put there may be a secret.
+// every sealing. The error names every
+// recipient that cannot be used, by its position, which counts from 1, and never
+// by its text: what was put there may be a secret.
 func NewEscrow(recipients []string) (Seal, error) {
 	if len(recipients) == 0 || len(recipients) > maxRecipients {
 		return Seal{}, fmt.Errorf("escrow has %d recipients, not 1 to %d", len(recipients), maxRecipients)
 	}
 	s := Seal{kind: KindEscrow}
-	var labels []string // of the recipients that are known before they run
-	known := false
+	var bad recipientErrors
+	seen := map[string]int{}
+	known := escrowLabels{}
 	for i, text := range recipients {
 		r, err := parseRecipient(strings.TrimSpace(text))
-		if err != nil {
-			return Seal{}, fmt.Errorf("escrow recipient %d: %w", i+1, err)
-		}
-		if j := slices.IndexFunc(s.escrow, func(o recipient) bool { return o.text == r.text }); j >= 0 {
-			return Seal{}, fmt.Errorf("escrow recipient %d: the same as recipient %d", i+1, j+1)
-		}
-		s.escrow = append(s.escrow, r)
-		if r.plugin != "" {
-			continue // what it can do is known only when it runs
-		}
-		_, l, err := wrapWithLabels(r.to, make([]byte, fileKeySize))
-		if err != nil {
-			return Seal{}, fmt.Errorf("escrow recipient %d: this key cannot be encrypted to", i+1)
-		}
-		if known {
-			if err := sameLabels(labels, l); err != nil {
-				return Seal{}, fmt.Errorf("escrow recipient %d: %w", i+1, err)
+		if err == nil {
+			if j, ok := seen[r.text]; ok {
+				err = fmt.Errorf("the same as recipient %d", j+1)
+			} else {
+				seen[r.text] = i
+				err = known.take(r)
 			}
 		}
-		labels, known = l, true
+		if err != nil {
+			bad = append(bad, fmt.Errorf("escrow recipient %d: %w", i+1, err))
+		}
+		s.escrow = append(s.escrow, r)
+	}
+	if len(bad) > 0 {
+		return Seal{}, bad
 	}
 	return s, nil
+}
+
+// recipientErrors are what is wrong with each of the recipients that cannot be
+// used.
+type recipientErrors []error
+
+// Error has all of them on one line.
+func (e recipientErrors) Error() string {
+	texts := make([]string, len(e))
+	for i, err := range e {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+// Unwrap returns them.
+func (e recipientErrors) Unwrap() []error { return e }
+
+// escrowLabels are the labels of the recipients of an escrow, which all share.
+type escrowLabels struct {
+	known  bool
+	labels []string
+}
+
+// take refuses a recipient that cannot be encrypted to, or not beside those before
+// it. What a plugin can do is known only when it runs.
+func (e *escrowLabels) take(r recipient) error {
+	if r.plugin != "" {
+		return nil
+	}
+	_, labels, err := wrapWithLabels(r.to, make([]byte, fileKeySize))
+	if err != nil {
+		return errors.New("this key cannot be encrypted to")
+	}
+	return e.agree(labels)
+}
+
+// agree takes the labels of one more recipient.
+func (e *escrowLabels) agree(labels []string) error {
+	if !e.known {
+		e.known, e.labels = true, labels
+		return nil
+	}
+	return sameLabels(e.labels, labels)
 }
 
 // parseRecipient reads a recipient. Its errors are fixed texts: those of the
@@ -143,22 +184,28 @@ func parseSSH(text string) (recipient, error) {
 }
 
 // wrapEscrow wraps fileKey to all recipients and returns the label they share.
+// Its error is of all that it cannot wrap to, as far as they take their time.
 func (s Seal) wrapEscrow(ctx context.Context, fileKey []byte) ([]*age.Stanza, []string, error) {
 	var stanzas []*age.Stanza
-	var labels []string
+	var bad recipientErrors
+	known := escrowLabels{}
 	for i, r := range s.escrow {
-		st, l, err := r.wrap(ctx, fileKey)
+		st, labels, err := r.wrap(ctx, fileKey)
+		if err == nil {
+			err = known.agree(labels)
+		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("encrypting to escrow recipient %d: %w", i+1, err)
+			bad = append(bad, fmt.Errorf("encrypting to escrow recipient %d: %w", i+1, err))
 		}
-		if i > 0 {
-			if err := sameLabels(labels, l); err != nil {
-				return nil, nil, fmt.Errorf("encrypting to escrow recipient %d: %w", i+1, err)
-			}
+		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			break // the next may take as long
 		}
-		stanzas, labels = append(stanzas, st...), l
+		stanzas = append(stanzas, st...)
 	}
-	return stanzas, labels, nil
+	if len(bad) > 0 {
+		return nil, nil, bad
+	}
+	return stanzas, known.labels, nil
 }
 
 // wrap wraps fileKey to one recipient.

@@ -332,6 +332,44 @@ func TestRecipientErrorsNameThePositionAndNeverTheText(t *testing.T) {
 	}
 }
 
+// TestEveryBadRecipientIsNamed has one of each among good ones: who corrects a list
+// does it once.
+func TestEveryBadRecipientIsNamed(t *testing.T) {
+	one, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pq, err := age.GenerateHybridIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := one.Recipient().String()
+	_, err = seal.NewEscrow([]string{
+		"", good, one.String(), good, lowOrder(t), pq.Recipient().String(), two.Recipient().String(), good[:30],
+	})
+	const want = "escrow recipient 1: is empty; " +
+		"escrow recipient 3: is a secret key, not a recipient: remove it here and consider it known to others; " +
+		"escrow recipient 4: the same as recipient 2; " +
+		"escrow recipient 5: this key cannot be encrypted to; " +
+		"escrow recipient 6: post-quantum and classic recipients cannot be mixed: the classic ones would open the file to a quantum computer; " +
+		"escrow recipient 8: is malformed: a character is wrong or missing"
+	if err == nil || err.Error() != want {
+		t.Errorf("NewEscrow() = %v, want %q", err, want)
+	}
+	// So are those whose program does not do what it should.
+	broken, _ := installPlugin(t, "tkerror")
+	_, err = newSet(t, tpm(), escrow(t, plugin.EncodeRecipient("tknone", []byte("x")), good, broken)).Seal(t.Context(), plain())
+	for _, want := range []string{"sealing root-ca.key: encrypting to escrow recipient 1: running age-plugin-tknone: ", "; encrypting to escrow recipient 3: running age-plugin-tkerror: "} {
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "recipient 2") {
+			t.Errorf("Seal() = %v, want %q", err, want)
+		}
+	}
+}
+
 // lowOrder is a well-formed recipient that nobody can be.
 func lowOrder(t *testing.T) string {
 	t.Helper()

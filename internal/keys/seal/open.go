@@ -21,6 +21,8 @@ type opening struct {
 	identities []age.Identity
 	// old are tried before seals.
 	old []Seal
+	// again is that of [Config].
+	again bool
 	// found is what the key sources have answered: each is asked once, however
 	// many files there are, and only where those before it did not open.
 	found map[asked]found
@@ -48,7 +50,7 @@ type found struct {
 // returns.
 func (s *Set) Open(ctx context.Context, files map[string][]byte) (map[string]keys.Secret, error) {
 	cfg := s.cfg()
-	o := &opening{seals: cfg.Seals, identities: cfg.Identities, old: cfg.Old}
+	o := &opening{seals: cfg.Seals, identities: cfg.Identities, old: cfg.Old, again: cfg.Again}
 	out, err := open(ctx, o, files)
 	if err == nil && cfg.Told != nil {
 		o.tell(cfg.Told)
@@ -175,14 +177,20 @@ func (o *opening) bySeal(ctx context.Context, s Seal, who asked, h *Header) ([]b
 	}
 	f, ok := o.found[who]
 	if !ok {
-		f.key, f.err = await(ctx, func() (keys.Secret, error) { return s.source.Find(ctx, st.args) })
-		f.refused = f.err
+		f = o.find(ctx, s, st)
 		o.found[who] = f
 	}
 	if f.err != nil {
 		return nil, f.err
 	}
 	fileKey, err := unwrap(s.kind, f.key, st)
+	for errors.Is(err, errUnwrap) && o.again && !f.proven && again(s.source) {
+		if f = o.find(ctx, s, st); f.err != nil {
+			o.found[who] = f
+			return nil, f.err
+		}
+		fileKey, err = unwrap(s.kind, f.key, st)
+	}
 	if errors.Is(err, errUnwrap) {
 		err = misfit(s.kind)
 	}
@@ -194,11 +202,24 @@ func (o *opening) bySeal(ctx context.Context, s Seal, who asked, h *Header) ([]b
 	if !f.proven {
 		f.proven = true
 		o.found[who] = f
-		if p, ok := s.source.(interface{ fits() }); ok {
+		if p, ok := s.source.(*passphrase); ok {
 			p.fits()
 		}
 	}
 	return fileKey, nil
+}
+
+// find asks the source of a seal for its key.
+func (o *opening) find(ctx context.Context, s Seal, st ownStanza) (f found) {
+	f.key, f.err = await(ctx, func() (keys.Secret, error) { return s.source.Find(ctx, st.args) })
+	f.refused = f.err
+	return f
+}
+
+// again reports whether a source whose key did not fit may have another one.
+func again(source KeySource) bool {
+	p, ok := source.(*passphrase)
+	return ok && p.again()
 }
 
 // byIdentity unwraps with an identity of a holder of the escrow.

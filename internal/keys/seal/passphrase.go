@@ -26,9 +26,8 @@ const (
 // labelScrypt stands before the salt.
 const labelScrypt = "teekms/v1/seal/scrypt"
 
-// errWrongPassphrase replaces [errUnwrap]: with a passphrase nothing tells one
-// from the other.
-var errWrongPassphrase = errors.New("wrong passphrase, or the file is damaged")
+// maxTries is how often somebody is asked for the passphrase of a file.
+const maxTries = 3
 
 // PassphraseConfig says where a passphrase comes from.
 type PassphraseConfig struct {
@@ -38,9 +37,16 @@ type PassphraseConfig struct {
 	// Confirm, where it is there, asks for the passphrase a second time before it
 	// is used to seal, unless it has opened a file already.
 	Confirm func(ctx context.Context) (keys.Secret, error)
-	// WorkFactor is that of new files: 10 to 22, default 18. Files with a higher
-	// one are read up to the greater of it and 18.
+	// Again, where it is there, asks anew after a passphrase that does not open a
+	// file, with how many tries are left, this one among them: 2, then 1. Used
+	// where [Config] lets it.
+	Again func(ctx context.Context, left int) (keys.Secret, error)
+	// WorkFactor is that of new files: 10 to 22, default 18.
 	WorkFactor int
+	// MaxWorkFactor bounds that of files that are read; default is the greater of
+	// WorkFactor and 18. Each step doubles the time and the memory that whoever
+	// writes a file can have this program spend.
+	MaxWorkFactor int
 }
 
 // passphrase stretches a passphrase with scrypt:
@@ -56,6 +62,8 @@ type passphrase struct {
 	secret keys.Secret
 	// confirmed is set when the passphrase was given twice or has opened a file.
 	confirmed bool
+	// tries is how many passphrases have not opened a file.
+	tries int
 }
 
 // NewPassphrase returns the key source of [KindPassphrase]. It remembers the
@@ -64,6 +72,7 @@ func NewPassphrase(cfg PassphraseConfig) KeySource {
 	if cfg.WorkFactor == 0 {
 		cfg.WorkFactor = DefaultWorkFactor
 	}
+	cfg.MaxWorkFactor = max(cfg.MaxWorkFactor, cfg.WorkFactor, DefaultWorkFactor)
 	return &passphrase{cfg: cfg}
 }
 
@@ -89,8 +98,8 @@ func (p *passphrase) Find(ctx context.Context, args []string) (keys.Secret, erro
 	if err != nil {
 		return keys.Secret{}, err
 	}
-	if limit := max(DefaultWorkFactor, p.cfg.WorkFactor); factor > limit {
-		return keys.Secret{}, fmt.Errorf("work factor %d is above the %d that core.seal.passphrase.work_factor allows", factor, limit)
+	if factor > p.cfg.MaxWorkFactor {
+		return keys.Secret{}, &WorkFactorError{Factor: factor, Limit: p.cfg.MaxWorkFactor}
 	}
 	secret, err := p.read(ctx, false)
 	if err != nil {
@@ -109,6 +118,27 @@ func (p *passphrase) fits() {
 	p.confirmed = true
 }
 
+// again forgets a passphrase that did not open a file. It reports whether to try
+// once more: somebody is asked then.
+func (p *passphrase) again() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cfg.Again == nil || p.confirmed || p.tries+1 >= maxTries {
+		return false
+	}
+	p.tries++
+	p.secret = keys.Secret{}
+	return true
+}
+
+// ask asks for the passphrase.
+func (p *passphrase) ask(ctx context.Context) (keys.Secret, error) {
+	if p.tries > 0 {
+		return p.cfg.Again(ctx, maxTries-p.tries)
+	}
+	return p.cfg.Read(ctx)
+}
+
 // read returns the passphrase, asking for it where it is not known yet, and a
 // second time where it shall be used for sealing.
 func (p *passphrase) read(ctx context.Context, sealing bool) (keys.Secret, error) {
@@ -117,7 +147,7 @@ func (p *passphrase) read(ctx context.Context, sealing bool) (keys.Secret, error
 	secret := p.secret
 	if secret.Len() == 0 {
 		var err error
-		if secret, err = p.cfg.Read(ctx); err != nil {
+		if secret, err = p.ask(ctx); err != nil {
 			return keys.Secret{}, err //nolint:wrapcheck // the reader says from where
 		}
 		if err := checkPassphrase(secret); err != nil {

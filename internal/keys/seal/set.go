@@ -31,6 +31,9 @@ type Config struct {
 	// have been sealed to before the configuration changed, such as the passphrase
 	// that the configured one replaces. Optional.
 	Old []Seal
+	// Again lets somebody be asked again who gave a passphrase that does not open
+	// the files ([PassphraseConfig]).
+	Again bool
 	// Told hears, after files were opened, of each of Seals that was tried: nil for
 	// the one that opened them, else why it did not. Optional.
 	Told func(Kind, error)

@@ -44,7 +44,7 @@ var errUnwrap = errors.New("the key does not fit")
 func misfit(kind Kind) error {
 	switch kind {
 	case KindPassphrase:
-		return errWrongPassphrase
+		return ErrWrongPassphrase
 	case KindGuestAgent:
 		return fmt.Errorf("%w: the file was sealed with another (another application, or another KMS above it), or is damaged", errUnwrap)
 	case KindTPM, KindEscrow:

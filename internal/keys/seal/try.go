@@ -72,7 +72,7 @@ func (s *Set) try(ctx context.Context, one Seal, h *Header, files map[string][]b
 		if h.own[one.kind].err == nil {
 			a.Detail = one.source.Describe(h.Seals[i].Args)
 		}
-		_, a.Err = open(ctx, &opening{seals: []Seal{one}}, files)
+		_, a.Err = open(ctx, &opening{seals: []Seal{one}, again: s.cfg().Again}, files)
 		a.Err = onlyReason(a.Err, one.kind)
 	}
 	a.Opens = a.Err == nil
