@@ -28,22 +28,35 @@ const credentials = "CREDENTIALS_DIRECTORY"
 const (
 	question      = "Passphrase of the key directory: "
 	questionAgain = "The same passphrase again: "
+	questionOld   = "Old passphrase of the key directory: "
 )
 
+// afterWrong asks question again after a passphrase that did not open.
+func afterWrong(question string, left int) string {
+	tries := "tries"
+	if left == 1 {
+		tries = "try"
+	}
+	return fmt.Sprintf("That is not the passphrase, or the files are damaged; %d %s left.\n%s", left, tries, question)
+}
+
 // passphrase says where the passphrase comes from.
-func passphrase(p config.SealPassphrase, ask Asker) seal.PassphraseConfig {
-	c := seal.PassphraseConfig{WorkFactor: int(p.WorkFactor)}
+func passphrase(p config.SealPassphrase, from From) seal.PassphraseConfig {
+	c := seal.PassphraseConfig{WorkFactor: int(p.WorkFactor), MaxWorkFactor: from.MaxWorkFactor}
 	asked := func(question string) func(context.Context) (keys.Secret, error) {
 		return func(ctx context.Context) (keys.Secret, error) {
-			if ask == nil {
+			if from.Ask == nil {
 				return keys.Secret{}, errors.New("there is nobody to ask: set core.seal.passphrase.file or credential")
 			}
-			return ask(ctx, question)
+			return from.Ask(ctx, question)
 		}
 	}
 	switch {
 	case p.Prompt:
 		c.Read, c.Confirm = asked(question), asked(questionAgain)
+		c.Again = func(ctx context.Context, left int) (keys.Secret, error) {
+			return asked(afterWrong(question, left))(ctx)
+		}
 	case p.Credential != "":
 		c.Read = func(context.Context) (keys.Secret, error) { return readCredential(p.Credential) }
 	default:
@@ -91,10 +104,17 @@ func readCredential(name string) (keys.Secret, error) {
 }
 
 // Old is a seal that opens what was sealed to a passphrase before, with what read
-// returns. Nothing is sealed to it. Its work factor is bounded as that of the
-// configured passphrase is.
-func Old(c config.Core, read func(context.Context) (keys.Secret, error)) seal.Seal {
-	return seal.New(seal.KindPassphrase, seal.NewPassphrase(seal.PassphraseConfig{Read: read, WorkFactor: int(c.Seal.Passphrase.WorkFactor)}))
+// returns; where that is nil, with what a person is asked for. Nothing is sealed
+// to it. Its work factor is bounded as that of the configured passphrase is.
+func Old(c config.Core, from From, read func(context.Context) (keys.Secret, error)) seal.Seal {
+	p := seal.PassphraseConfig{Read: read, WorkFactor: int(c.Seal.Passphrase.WorkFactor), MaxWorkFactor: from.MaxWorkFactor}
+	if read == nil {
+		p.Read = func(ctx context.Context) (keys.Secret, error) { return from.Ask(ctx, questionOld) }
+		p.Again = func(ctx context.Context, left int) (keys.Secret, error) {
+			return from.Ask(ctx, afterWrong(questionOld, left))
+		}
+	}
+	return seal.New(seal.KindPassphrase, seal.NewPassphrase(p))
 }
 
 // readFile reads a file that holds a passphrase, for which key stands. One line

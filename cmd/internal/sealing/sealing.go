@@ -16,11 +16,20 @@ import (
 // Asker asks a person for a secret. [Terminal] is one.
 type Asker func(ctx context.Context, question string) (keys.Secret, error)
 
+// From says by what means passphrases are had.
+type From struct {
+	// Ask asks a person. Nil where nobody is there.
+	Ask Asker
+	// MaxWorkFactor is that of [seal.PassphraseConfig]: zero is what core.seal
+	// allows.
+	MaxWorkFactor int
+}
+
 // Seals returns the configured seals in the order in which they are tried: what
 // needs nobody first, a prompt last, escrow, which opens nothing, at the end. It
 // returns none where core.seal is not configured. Nothing is read, asked or
 // reached before a seal is used.
-func Seals(c config.Core, ask Asker) ([]seal.Seal, error) {
+func Seals(c config.Core, from From) ([]seal.Seal, error) {
 	var seals []seal.Seal
 	if s := c.Seal.TPM; s.Enabled {
 		source, err := tpm.New(tpm.Config{Device: s.Device, PCRs: s.PCRs})
@@ -37,7 +46,7 @@ func Seals(c config.Core, ask Asker) ([]seal.Seal, error) {
 		seals = append(seals, seal.New(seal.KindGuestAgent, seal.NewGuestAgent(agent, s.Path)))
 	}
 	if s := c.Seal.Passphrase; s.Enabled {
-		seals = append(seals, seal.New(seal.KindPassphrase, seal.NewPassphrase(passphrase(s, ask))))
+		seals = append(seals, seal.New(seal.KindPassphrase, seal.NewPassphrase(passphrase(s, from))))
 	}
 	if s := c.Seal.Escrow; s.Enabled {
 		escrow, err := seal.NewEscrow(s.Recipients)
@@ -50,16 +59,17 @@ func Seals(c config.Core, ask Asker) ([]seal.Seal, error) {
 }
 
 // NewSet returns the configured seals as one set, nil where core.seal is not
-// configured. told, which may be nil, hears how each fared ([seal.Config]).
+// configured. A person who types a wrong passphrase is asked again. told, which
+// may be nil, hears how each fared ([seal.Config]).
 func NewSet(c config.Core, ask Asker, told func(seal.Kind, error)) (*seal.Set, error) {
 	if !c.Seal.Configured() {
 		return nil, nil //nolint:nilnil // plain files are opened with no seal, which is no error
 	}
-	seals, err := Seals(c, ask)
+	seals, err := Seals(c, From{Ask: ask})
 	if err != nil {
 		return nil, err
 	}
-	set, err := seal.NewSet(seal.Config{Seals: seals, Told: told})
+	set, err := seal.NewSet(seal.Config{Seals: seals, Again: true, Told: told})
 	if err != nil {
 		return nil, fmt.Errorf("core.seal: %w", err)
 	}

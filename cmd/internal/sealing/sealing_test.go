@@ -45,7 +45,7 @@ const recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8
 
 func TestSealsAreTriedInOrder(t *testing.T) {
 	c := core(t, "prompt = true\n[core.seal.escrow]\nrecipients = ['"+recipient+"']\n[core.seal.guest_agent]\n[core.seal.tpm]\n")
-	seals, err := sealing.Seals(c, nil)
+	seals, err := sealing.Seals(c, sealing.From{})
 	if err != nil {
 		t.Fatal(err)
 	}

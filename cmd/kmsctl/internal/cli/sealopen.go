@@ -25,6 +25,9 @@ func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Dir
 	if err := process.NoCoreDumps(); err != nil {
 		return nil, err
 	}
+	if n := f.maxWorkFactor; cmd.Flags().Changed("max-work-factor") && (n < seal.MinWorkFactor || n > seal.MaxWorkFactor) {
+		return nil, usagef(cmd, "--max-work-factor is %d, and must be from %d to %d", n, seal.MinWorkFactor, seal.MaxWorkFactor)
+	}
 	cfg, err := config.Load(f.config, env.Environ)
 	if err != nil {
 		return nil, err
@@ -46,11 +49,12 @@ func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Dir
 		}
 		ids = append(ids, more...)
 	}
-	seals, err := sealing.Seals(cfg.Core, ask)
+	from := sealing.From{Ask: ask, MaxWorkFactor: f.maxWorkFactor}
+	seals, err := sealing.Seals(cfg.Core, from)
 	if err != nil {
 		return nil, err
 	}
-	old, err := f.oldSeals(cfg.Core, env)
+	old, err := f.oldSeals(cfg.Core, from, env)
 	if err != nil {
 		return nil, err
 	}
@@ -66,21 +70,18 @@ func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Dir
 
 // oldSeals are what the files may have been sealed to before. A file is read at
 // once, so that a wrong name is told; a person is asked when it is needed.
-func (f *sealFlags) oldSeals(c config.Core, env Environment) ([]seal.Seal, error) {
+func (f *sealFlags) oldSeals(c config.Core, from sealing.From, env Environment) ([]seal.Seal, error) {
 	if f.old == "" {
 		return nil, nil
 	}
 	if tty, ok := env.stdin().(*os.File); ok && f.old == "-" && terminal.Is(tty) {
-		ask := func(ctx context.Context) (keys.Secret, error) {
-			return f.ask(env)(ctx, "Old passphrase of the key directory: ")
-		}
-		return []seal.Seal{sealing.Old(c, ask)}, nil
+		return []seal.Seal{sealing.Old(c, from, nil)}, nil
 	}
 	old, err := sealing.ReadOld("--old-passphrase-file", f.old, env.stdin())
 	if err != nil {
 		return nil, err
 	}
-	return []seal.Seal{sealing.Old(c, func(context.Context) (keys.Secret, error) { return old, nil })}, nil
+	return []seal.Seal{sealing.Old(c, from, func(context.Context) (keys.Secret, error) { return old, nil })}, nil
 }
 
 // otherwise says of seals that are configured and in the files what differs.

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"strings"
 
 	"teekms/internal/keys"
 	"teekms/internal/keys/keystore"
@@ -133,7 +131,7 @@ type fared map[seal.Kind]error
 func (d *Directory) unseal(ctx context.Context, files map[string][]byte) (map[string]keys.Secret, fared, error) {
 	how := fared{}
 	set, err := seal.NewSet(seal.Config{
-		Seals: d.cfg.Seals, Identities: d.cfg.Identities, Old: d.cfg.Old, Now: d.cfg.Now,
+		Seals: d.cfg.Seals, Identities: d.cfg.Identities, Old: d.cfg.Old, Again: true, Now: d.cfg.Now,
 		Told: func(k seal.Kind, err error) { how[k] = err },
 	})
 	if err != nil {
@@ -143,15 +141,15 @@ func (d *Directory) unseal(ctx context.Context, files map[string][]byte) (map[st
 	return out, how, err
 }
 
-// alone says why a seal alone does not open the files.
-func (d *Directory) alone(ctx context.Context, s seal.Seal, files map[string][]byte) error {
-	set, err := seal.NewSet(seal.Config{Seals: []seal.Seal{s}, Now: d.cfg.Now})
+// alone says why a seal alone does not open the files. again is that of
+// [seal.Config].
+func (d *Directory) alone(ctx context.Context, s seal.Seal, files map[string][]byte, again bool) error {
+	set, err := seal.NewSet(seal.Config{Seals: []seal.Seal{s}, Again: again, Now: d.cfg.Now})
 	if err != nil {
 		return err
 	}
 	_, err = set.Open(ctx, files)
-	var closed *seal.OpenError
-	if errors.As(err, &closed) {
+	if closed, ok := errors.AsType[*seal.OpenError](err); ok {
 		for _, r := range closed.Reasons {
 			if r.Kind == s.Kind() {
 				return r.Err
@@ -162,10 +160,11 @@ func (d *Directory) alone(ctx context.Context, s seal.Seal, files map[string][]b
 }
 
 // opens says why a seal does not open the files, trying it where it was not yet.
-func (d *Directory) opens(ctx context.Context, s seal.Seal, files map[string][]byte, how fared) error {
+// again is for where a passphrase that does not has to be a mistake.
+func (d *Directory) opens(ctx context.Context, s seal.Seal, files map[string][]byte, how fared, again bool) error {
 	err, tried := how[s.Kind()]
 	if !tried {
-		err = d.alone(ctx, s, files)
+		err = d.alone(ctx, s, files, again)
 		how[s.Kind()] = err
 	}
 	return err
@@ -182,7 +181,7 @@ func (d *Directory) keeps(ctx context.Context, p *planner, todo *plan, files map
 		if todo.anew && s.Kind() != seal.KindPassphrase {
 			continue
 		}
-		err := d.opens(ctx, s, files, how)
+		err := d.opens(ctx, s, files, how, !todo.anew && len(d.cfg.Old) == 0)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -205,7 +204,7 @@ func (d *Directory) keeps(ctx context.Context, p *planner, todo *plan, files map
 // oldOpens says whether the passphrase that was said to be the one before opens
 // the files: then it is meant to change.
 func (d *Directory) oldOpens(ctx context.Context, files map[string][]byte) bool {
-	return slices.ContainsFunc(d.cfg.Old, func(s seal.Seal) bool { return d.alone(ctx, s, files) == nil })
+	return slices.ContainsFunc(d.cfg.Old, func(s seal.Seal) bool { return d.alone(ctx, s, files, false) == nil })
 }
 
 // unchanged is the result where there is nothing to add. What the files say is
@@ -214,14 +213,14 @@ func (d *Directory) unchanged(ctx context.Context, files map[string][]byte, out 
 	d.cfg.Progress("opening the private keys of " + d.cfg.Dir)
 	_, how, err := d.unseal(ctx, files)
 	if err != nil {
-		return nil, wayOut(err, files)
+		return nil, wayOut(err)
 	}
 	out.After = out.Before
 	for _, s := range d.cfg.Seals {
 		if !s.Opens() {
 			continue
 		}
-		if err := d.opens(ctx, s, files, how); err != nil {
+		if err := d.opens(ctx, s, files, how, true); err != nil {
 			out.Notes = append(out.Notes, fmt.Sprintf("%s does not open the files here: %v", s.Kind(), err))
 		}
 		if err := ctx.Err(); err != nil {
@@ -240,47 +239,36 @@ func (d *Directory) unchanged(ctx context.Context, files map[string][]byte, out 
 }
 
 // another says whether a passphrase was there and did not fit.
-func another(err error) bool { return strings.HasPrefix(err.Error(), "wrong passphrase") }
+func another(err error) bool { return errors.Is(err, seal.ErrWrongPassphrase) }
 
 // wayOut adds to an error what is to be done about it.
-func wayOut(err error, files map[string][]byte) error {
-	var closed *seal.OpenError
-	hint := ""
-	if errors.As(err, &closed) {
-		for _, r := range closed.Reasons {
-			if hint == "" && r.Kind == seal.KindPassphrase {
-				hint = workFactor(r.Err.Error())
-			}
-		}
-	} else {
-		hint = damaged(err.Error(), files)
+func wayOut(err error) error {
+	if hint := remedy(err); hint != "" {
+		return fmt.Errorf("%w: %s", err, hint)
 	}
-	if hint == "" {
-		return err
-	}
-	return fmt.Errorf("%w: %s", err, hint)
+	return err
 }
 
-// damaged says what is to be done about the file that a text says cannot be
-// opened by anybody; nothing where it says something else.
-func damaged(text string, files map[string][]byte) string {
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if !strings.Contains(text, "cannot open "+name+": ") {
-			continue
-		}
-		if name == "rpc.key" || name == "tmp-ca.key" {
-			return "remove " + name + ", and the KMS makes it anew at its next start"
+// remedy says what is to be done about the reason for which a file is not opened,
+// nothing where that depends on what else there is.
+func remedy(reason error) string {
+	if file, ok := errors.AsType[*seal.FileError](reason); ok {
+		if file.File == "rpc.key" || file.File == "tmp-ca.key" {
+			return "remove " + file.File + ", and the KMS makes it anew at its next start"
 		}
 		return "restore the key directory from a backup"
+	}
+	if dear, ok := errors.AsType[*seal.WorkFactorError](reason); ok && dear.Factor <= seal.MaxWorkFactor {
+		return fmt.Sprintf("set core.seal.passphrase.work_factor = %d to open them, or seal them with the one that is configured: "+
+			"kmsctl seal rotate --max-work-factor %[1]d, which takes %s of memory", dear.Factor, memory(dear.Factor))
 	}
 	return ""
 }
 
-// workFactor says how files are opened whose work factor is above the bound.
-func workFactor(reason string) string {
-	var n int
-	if _, err := fmt.Sscanf(reason, "work factor %d is above", &n); err != nil || n > seal.MaxWorkFactor {
-		return ""
+// memory is what scrypt takes at a work factor.
+func memory(factor int) string {
+	if factor < 20 {
+		return fmt.Sprintf("%d MiB", 1<<(factor-10))
 	}
-	return fmt.Sprintf("set core.seal.passphrase.work_factor = %d to open them", n)
+	return fmt.Sprintf("%d GiB", 1<<(factor-20))
 }

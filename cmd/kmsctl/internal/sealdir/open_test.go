@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"filippo.io/age/plugin"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap/zaptest"
@@ -204,6 +206,63 @@ func TestATPMThatIsGoneIsRemovedFromADamagedDirectory(t *testing.T) {
 		t.Errorf("the result is %q, want a line %q", out.String(), want)
 	}
 	w.wantOpen(t, pass)
+}
+
+// A holder whose key opens the new files no more is named, whether the escrow goes
+// or stays for others.
+func TestDroppedRecipientsAreNamed(t *testing.T) {
+	w := newWorld(t)
+	other, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass := passphrase("correct horse")
+	w.add(t, pass, w.escrow(t, other))
+	mine, theirs := w.holder.Recipient().String(), other.Recipient().String()
+	for _, step := range []struct {
+		configured []seal.Seal
+		want       []string
+	}{
+		{[]seal.Seal{pass, w.escrow(t)}, []string{theirs}},
+		{[]seal.Seal{pass, w.escrow(t, other)}, []string{}},
+		{[]seal.Seal{pass}, []string{mine, theirs}},
+	} {
+		r, err := w.directory(t, step.configured).Rotate(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(step.want, r.RemovedRecipients); diff != "" {
+			t.Errorf("Rotate() to %v drops (-want +got):\n%s", step.configured, diff)
+		}
+		var out bytes.Buffer
+		r.WriteText(terminal.New(&out, func(string) string { return "" }))
+		for _, recipient := range []string{mine, theirs} {
+			if got, want := strings.Contains(out.String(), "\nDropped        escrow recipient "+recipient+"\n"), slices.Contains(step.want, recipient); got != want {
+				t.Errorf("the result names %s as dropped: %t, want %t\n%s", recipient, got, want, &out)
+			}
+		}
+	}
+}
+
+// A work factor that is not read is told of with what reads it, whichever
+// passphrase it is about.
+func TestAHighWorkFactorHasAWayOut(t *testing.T) {
+	w := newWorld(t)
+	w.add(t, passphrase("old"))
+	for file, data := range w.files(t) {
+		if err := os.WriteFile(filepath.Join(w.dir, file), bytes.Replace(data, []byte(" 10 "), []byte(" 20 "), 1), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := w.files(t)
+	const want = "kmsctl seal rotate --max-work-factor 20, which takes 1 GiB of memory"
+	_, err := w.directory(t, []seal.Seal{passphrase("new")}).Rotate(t.Context())
+	w.wantRefused(t, before, err, want)
+	d := sealdir.New(sealdir.Config{
+		Dir: w.dir, Seals: []seal.Seal{w.escrow(t), agent(t)}, Old: []seal.Seal{passphrase("old")}, Now: time.Now, Log: zaptest.NewLogger(t), Progress: func(string) {},
+	})
+	_, err = d.Rotate(t.Context())
+	w.wantRefused(t, before, err, want)
 }
 
 // What cannot be opened by anybody is not sent to the holder of the escrow.

@@ -77,6 +77,9 @@ type Result struct {
 	// Added and Removed are the kinds that differ.
 	Added   []seal.Kind `json:"added"`
 	Removed []seal.Kind `json:"removed"`
+	// RemovedRecipients are those of the escrow whose holders open the new files no
+	// more.
+	RemovedRecipients []string `json:"removed_recipients"`
 	// OpenedAgain are the seals that have opened the new files before they
 	// replaced the old ones.
 	OpenedAgain []seal.Kind `json:"opened_again"`
@@ -112,6 +115,15 @@ func (s State) String() string {
 		return "plain, not sealed"
 	}
 	return "sealed to " + privatefile.List(s.Seals)
+}
+
+// recipients are those of the escrow.
+func (s State) recipients() []string {
+	out := []string{}
+	for _, one := range s.Seals {
+		out = append(out, one.Recipients...)
+	}
+	return out
 }
 
 // Add seals the files to the named kinds too, to all configured ones where none
@@ -151,7 +163,7 @@ func (d *Directory) change(ctx context.Context, decide func(*planner) (*plan, er
 	}
 	header, err := inspect(files)
 	if err != nil {
-		return nil, wayOut(err, files)
+		return nil, wayOut(err)
 	}
 	out := &Result{Dir: d.cfg.Dir, Before: stateOf(header), Notes: []string{}, Warnings: []string{}}
 	todo, err := decide(&planner{header: header, configured: d.cfg.Seals})
@@ -165,7 +177,7 @@ func (d *Directory) change(ctx context.Context, decide func(*planner) (*plan, er
 	}
 	opened, err := d.open(ctx, header != nil, decide)
 	if err != nil {
-		return nil, wayOut(err, files)
+		return nil, wayOut(err)
 	}
 	if opened.plan != nil {
 		todo = opened.plan
@@ -255,6 +267,8 @@ func (d *Directory) reseal(ctx context.Context, store *keystore.Store, target []
 // finish fills what the JSON shows as lists.
 func (r *Result) finish(p *plan) *Result {
 	r.Added, r.Removed = append([]seal.Kind{}, p.added...), append([]seal.Kind{}, p.removed...)
+	kept := r.After.recipients()
+	r.RemovedRecipients = slices.DeleteFunc(r.Before.recipients(), func(old string) bool { return slices.Contains(kept, old) })
 	r.OpenedAgain = append([]seal.Kind{}, r.OpenedAgain...)
 	return r
 }

@@ -43,6 +43,9 @@ type Tried struct {
 	// Opens says that it opens all files here and now, Reason why it does not.
 	Opens  bool   `json:"opens"`
 	Reason string `json:"reason"`
+
+	// err is Reason where the seal was tried.
+	err error
 }
 
 // Err sums up a status that is not OK.
@@ -61,7 +64,7 @@ func (d *Directory) Status(ctx context.Context) (*Status, error) {
 	}
 	header, err := inspect(files)
 	if err != nil {
-		return nil, wayOut(err, files)
+		return nil, wayOut(err)
 	}
 	s := &Status{Dir: d.cfg.Dir, Seals: []Tried{}, Notes: []string{}, Warnings: []string{}}
 	if header == nil {
@@ -75,7 +78,7 @@ func (d *Directory) Status(ctx context.Context) (*Status, error) {
 		return nil, err
 	}
 	s.sort()
-	s.judge(header, files)
+	s.judge(header)
 	d.compare(s, files)
 	s.Warnings = append(s.Warnings, d.unmeasured(ctx)...)
 	return s, nil
@@ -113,7 +116,7 @@ func (d *Directory) try(ctx context.Context, s *Status, header *seal.Header, fil
 		}
 		return nil
 	}
-	set, err := seal.NewSet(seal.Config{Seals: d.cfg.Seals, Identities: d.cfg.Identities, Now: d.cfg.Now})
+	set, err := seal.NewSet(seal.Config{Seals: d.cfg.Seals, Identities: d.cfg.Identities, Again: true, Now: d.cfg.Now})
 	if err != nil {
 		return err
 	}
@@ -134,7 +137,7 @@ func (d *Directory) try(ctx context.Context, s *Status, header *seal.Header, fil
 			t.Detail = detail(header, a.Kind)
 		}
 		if a.Err != nil {
-			t.Reason = a.Err.Error()
+			t.Reason, t.err = a.Err.Error(), a.Err
 		}
 		s.Seals = append(s.Seals, t)
 	}
@@ -152,7 +155,7 @@ func detail(h *seal.Header, k seal.Kind) string {
 }
 
 // judge sums up what was tried.
-func (s *Status) judge(header *seal.Header, files map[string][]byte) {
+func (s *Status) judge(header *seal.Header) {
 	var lacking, unused, closed []seal.Kind
 	for _, t := range s.Seals {
 		s.OK = s.OK || t.Opens
@@ -166,7 +169,7 @@ func (s *Status) judge(header *seal.Header, files map[string][]byte) {
 		}
 	}
 	if !s.OK {
-		s.why = s.wayIn(header, files)
+		s.why = s.wayIn(header)
 	}
 	if s.OK && len(closed) > 0 {
 		s.Notes = append(s.Notes, fmt.Sprintf("%s does not open the files here any more, and another seal does: "+
@@ -189,7 +192,7 @@ func (s *Status) judge(header *seal.Header, files map[string][]byte) {
 }
 
 // wayIn says what opens files that nothing opens here.
-func (s *Status) wayIn(header *seal.Header, files map[string][]byte) string {
+func (s *Status) wayIn(header *seal.Header) string {
 	var opening []seal.Kind
 	configured := false
 	for _, t := range s.Seals {
@@ -198,8 +201,8 @@ func (s *Status) wayIn(header *seal.Header, files map[string][]byte) string {
 			opening = append(opening, t.Kind)
 		}
 		// A file that is not whole is opened by nobody.
-		if hint := damaged(t.Reason, files); hint != "" {
-			return t.Reason + ": " + hint
+		if _, ok := errors.AsType[*seal.FileError](t.err); ok {
+			return wayOut(t.err).Error()
 		}
 	}
 	why := "nothing opens the private keys here: " + privatefile.List(privatefile.Seals(header)) + " would have to"
@@ -207,7 +210,7 @@ func (s *Status) wayIn(header *seal.Header, files map[string][]byte) string {
 		return why + "; core.seal is not configured: configure in it one of the seals of the files, " + join(opening)
 	}
 	for _, t := range s.Seals {
-		if hint := workFactor(t.Reason); hint != "" {
+		if hint := remedy(t.err); hint != "" {
 			return why + "; " + hint
 		}
 	}

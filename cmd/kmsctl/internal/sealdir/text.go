@@ -69,6 +69,9 @@ func (r *Result) WriteText(p *terminal.Printer) {
 	if dropped := r.dropped(); len(dropped) > 0 {
 		p.Line("Dropped        %s", privatefile.List(dropped))
 	}
+	for _, recipient := range r.RemovedRecipients {
+		p.Line("Dropped        escrow recipient %s", recipient)
+	}
 	p.Line("Opened again   %s", join(r.OpenedAgain))
 	for _, n := range r.Notes {
 		p.Line("Note: %s.", n)
