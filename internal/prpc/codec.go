@@ -20,6 +20,8 @@ const codecName = "prpc-json"
 type Codec struct {
 	prefix   string
 	messages map[protoreflect.FullName]*message
+	// strict refuses keys that are no fields.
+	strict bool
 }
 
 // message is the plan of one message type: its fields in the order in which
@@ -55,6 +57,12 @@ func NewCodec(service protoreflect.ServiceDescriptor, hexPrefix string) (*Codec,
 		}
 	}
 	return c, nil
+}
+
+// RefuseUnknown returns a codec like c that refuses an object with a key that is
+// no field, which c takes for the field of a newer client.
+func (c *Codec) RefuseUnknown() *Codec {
+	return &Codec{prefix: c.prefix, messages: c.messages, strict: true}
 }
 
 // plan returns the plan of a message type, made once.
@@ -126,7 +134,7 @@ func (c *Codec) Unmarshal(data []byte, v any) error {
 	if len(data) == 0 || len(plan.fields) == 0 {
 		return nil
 	}
-	return decode(data, m, plan)
+	return decoder{strict: c.strict}.decode(data, m, plan)
 }
 
 func (c *Codec) planOf(v any) (protoreflect.Message, *message, error) {

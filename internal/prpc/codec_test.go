@@ -2,6 +2,7 @@ package prpc_test
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -188,6 +189,26 @@ func TestUnmarshalAccepts(t *testing.T) {
 	}
 }
 
+func TestCodecThatRefusesUnknownFields(t *testing.T) {
+	c := kmsCodec(t).RefuseUnknown()
+	tests := []struct{ name, body, want string }{
+		{"at the top", `{"gateway_app_id":"any","x":null}`, `request body: unknown field "x"`},
+		{"before what is known", `{"x":1,"gateway_app_id":"any"}`, `request body: unknown field "x"`},
+		{"nested", `{"bootstrap_info":{"quote":"","GatewayAppId":1}}`, `bootstrap_info: unknown field "GatewayAppId"`},
+		{"at length and not printable", `{"\u001b` + strings.Repeat("é", 1<<10) + `":1}`, `request body: unknown field "\x1b` + strings.Repeat(`\u00e9`, 15) + `\xc3"`},
+		{"none", `{"bootstrap_info":{"quote":"00"},"gateway_app_id":"any"}`, ""},
+		{"nothing", "", ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := c.Unmarshal([]byte(tt.body), &kmsv1.GetMetaResponse{})
+			if got := fmt.Sprint(err); got != tt.want && (err != nil || tt.want != "") {
+				t.Errorf("Unmarshal(%.60s) = %s, want %s", tt.body, got, tt.want)
+			}
+		})
+	}
+}
+
 func TestCodecKnowsOnlyItsService(t *testing.T) {
 	c := onboardCodec(t)
 	if _, err := c.Marshal(&structpb.Struct{}); err == nil || !strings.Contains(err.Error(), "not a message of this service") {
@@ -202,6 +223,7 @@ func TestCodecKnowsOnlyItsService(t *testing.T) {
 // reading that form gives the same message, and that nothing panics.
 func FuzzUnmarshal(f *testing.F) {
 	c := kmsCodec(f)
+	strict := c.RefuseUnknown()
 	for _, m := range []proto.Message{
 		&kmsv1.GetMetaResponse{}, &kmsv1.GetMetaResponse{K256Pubkey: []byte{1}, BootstrapInfo: &onboardv1.BootstrapResponse{Quote: []byte{4}}},
 	} {
@@ -214,8 +236,15 @@ func FuzzUnmarshal(f *testing.F) {
 	f.Add([]byte(`{"chain_id":1,"ca_cert":"\ud800\u0000\"","insecure_settings":["\n","\u007f",""]}`))
 	f.Add([]byte(`{"k256_pubkey":"0x","x":[[[[{}]]]]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		var m kmsv1.GetMetaResponse
-		if err := c.Unmarshal(data, &m); err != nil {
+		var m, known kmsv1.GetMetaResponse
+		err := c.Unmarshal(data, &m)
+		switch strictErr := strict.Unmarshal(data, &known); {
+		case strictErr == nil && (err != nil || !proto.Equal(&m, &known)):
+			t.Errorf("Unmarshal(%q) without unknown fields = %v, with them %v, %v", data, &known, &m, err)
+		case strictErr != nil && err == nil && !strings.Contains(strictErr.Error(), ": unknown field "):
+			t.Errorf("Unmarshal(%q) without unknown fields = %v, want it to name one", data, strictErr)
+		}
+		if err != nil {
 			if strings.ContainsAny(err.Error(), "\n\r") {
 				t.Errorf("Unmarshal(%q) = %q, want one line", data, err)
 			}

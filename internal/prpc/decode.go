@@ -11,10 +11,18 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"teekms/internal/rpc"
 )
 
 // errNotUTF8 is the one thing that encoding/json would let pass, replaced.
 var errNotUTF8 = errors.New("request body: not UTF-8")
+
+// decoder reads messages.
+type decoder struct {
+	// strict refuses keys that are no fields.
+	strict bool
+}
 
 // decode reads data, one JSON object and nothing after it, into m.
 //
@@ -22,14 +30,14 @@ var errNotUTF8 = errors.New("request body: not UTF-8")
 // keeps its nesting on a stack of its own and stops at 10000. Below that only
 // messages of the schema are descended into, so the depth of this code is that
 // of the schema.
-func decode(data []byte, m protoreflect.Message, plan *message) error {
+func (d decoder) decode(data []byte, m protoreflect.Message, plan *message) error {
 	if !utf8.Valid(data) {
 		return errNotUTF8
 	}
 	if err := checkSyntax(data); err != nil {
 		return err
 	}
-	return decodeObject(data, m, plan, "")
+	return d.object(data, m, plan, "")
 }
 
 // checkSyntax tells where data stops being one JSON value.
@@ -46,9 +54,9 @@ func checkSyntax(data []byte) error {
 	return fmt.Errorf("request body: not JSON: %s", text)
 }
 
-// decodeObject reads one object, whose syntax is known to be right. path names
+// object reads one object, whose syntax is known to be right. path names
 // the field that holds it, "" at the top.
-func decodeObject(data []byte, m protoreflect.Message, plan *message, path string) error {
+func (d decoder) object(data []byte, m protoreflect.Message, plan *message, path string) error {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
 		return wrong(path, "want a JSON object, not %s", shape(data))
@@ -65,6 +73,9 @@ func decodeObject(data []byte, m protoreflect.Message, plan *message, path strin
 		}
 		name, _ := key.(string)
 		f, known := plan.byName[name]
+		if !known && d.strict {
+			return wrong(path, "unknown field %s", rpc.ShownName(name))
+		}
 		if !known {
 			continue // a newer client's field
 		}
@@ -76,14 +87,14 @@ func decodeObject(data []byte, m protoreflect.Message, plan *message, path strin
 		if of := f.fd.ContainingOneof(); of != nil && m.WhichOneof(of) != nil {
 			return wrong(at, "excludes %s, which is given too", m.WhichOneof(of).Name())
 		}
-		if err := decodeField(raw, m, f, at); err != nil {
+		if err := d.field(raw, m, f, at); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func decodeField(raw json.RawMessage, m protoreflect.Message, f *field, path string) error {
+func (d decoder) field(raw json.RawMessage, m protoreflect.Message, f *field, path string) error {
 	if isNull(raw) {
 		if f.fd.HasPresence() && !f.list {
 			return nil
@@ -94,10 +105,10 @@ func decodeField(raw json.RawMessage, m protoreflect.Message, f *field, path str
 		return wrong(path, "want %s, not null", f.want())
 	}
 	if f.list {
-		return decodeList(raw, m.Mutable(f.fd).List(), f, path)
+		return d.list(raw, m.Mutable(f.fd).List(), f, path)
 	}
 	if f.message != nil {
-		return decodeObject(raw, m.Mutable(f.fd).Message(), f.message, path)
+		return d.object(raw, m.Mutable(f.fd).Message(), f.message, path)
 	}
 	v, err := f.decodeScalar(raw, path)
 	if err != nil {
@@ -107,7 +118,7 @@ func decodeField(raw json.RawMessage, m protoreflect.Message, f *field, path str
 	return nil
 }
 
-func decodeList(raw json.RawMessage, list protoreflect.List, f *field, path string) error {
+func (d decoder) list(raw json.RawMessage, list protoreflect.List, f *field, path string) error {
 	var items []json.RawMessage
 	if raw[0] != '[' || json.Unmarshal(raw, &items) != nil {
 		return wrong(path, "want an array, not %s", shape(raw))
@@ -115,7 +126,7 @@ func decodeList(raw json.RawMessage, list protoreflect.List, f *field, path stri
 	for i, item := range items {
 		at := path + "[" + strconv.Itoa(i) + "]"
 		if f.message != nil {
-			if err := decodeObject(item, list.AppendMutable().Message(), f.message, at); err != nil {
+			if err := d.object(item, list.AppendMutable().Message(), f.message, at); err != nil {
 				return err
 			}
 			continue

@@ -5,11 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protopath"
+	"google.golang.org/protobuf/reflect/protorange"
 )
 
 // Codec is a Connect codec that can append to a buffer. Connect recycles what
@@ -27,9 +31,24 @@ var (
 // maxNesting bounds how deep messages nest in a request; ours nest three deep.
 const maxNesting = 32
 
+// RefuseUnknown has a handler refuse messages with a field that their type does
+// not have, in the encodings of [Chain.Options], which it must come after. It is
+// for services where a setting that is misspelled must not pass for one that is
+// absent; others take such fields for those of newer clients.
+func RefuseUnknown() connect.HandlerOption {
+	return connect.WithHandlerOptions(
+		connect.WithCodec(protoCodec{strict: true}),
+		connect.WithCodec(jsonCodec{name: "json", strict: true}),
+		connect.WithCodec(jsonCodec{name: "json; charset=utf-8", strict: true}),
+	)
+}
+
 // protoCodec is binary protobuf, as Connect's own with a bound on nesting and
 // errors that name no Go types.
-type protoCodec struct{}
+type protoCodec struct {
+	// strict refuses unknown fields.
+	strict bool
+}
 
 func (protoCodec) Name() string { return "proto" }
 
@@ -43,7 +62,7 @@ func (protoCodec) MarshalAppend(dst []byte, message any) ([]byte, error) {
 	return proto.MarshalOptions{}.MarshalAppend(dst, m)
 }
 
-func (protoCodec) Unmarshal(data []byte, message any) error {
+func (c protoCodec) Unmarshal(data []byte, message any) error {
 	m, ok := message.(proto.Message)
 	if !ok {
 		return errNotProto
@@ -51,12 +70,37 @@ func (protoCodec) Unmarshal(data []byte, message any) error {
 	if err := (proto.UnmarshalOptions{RecursionLimit: maxNesting}).Unmarshal(data, m); err != nil {
 		return fmt.Errorf("request body: %s", protoText(err))
 	}
+	if c.strict {
+		return unknownField(m)
+	}
 	return nil
+}
+
+// unknownField returns an error that names the first field that m, or a message in
+// it, does not know; nil where there is none. A field whose value is encoded in
+// another way than its type says counts as unknown.
+func unknownField(m proto.Message) error {
+	return protorange.Range(m.ProtoReflect(), func(v protopath.Values) error {
+		last := v.Index(-1)
+		if last.Step.Kind() != protopath.UnknownAccessStep {
+			return nil
+		}
+		path := "request body"
+		if fields := v.Path[1 : len(v.Path)-1]; len(fields) > 0 {
+			path = strings.TrimPrefix(fields.String(), ".")
+		}
+		number, _, _ := protowire.ConsumeTag(last.Value.Bytes()) // proto.Unmarshal has read it
+		return fmt.Errorf("%s: unknown field %d", path, number)
+	})
 }
 
 // jsonCodec is protobuf JSON, as Connect's own with a bound on nesting, compact
 // output and errors that name no Go types.
-type jsonCodec struct{ name string }
+type jsonCodec struct {
+	name string
+	// strict refuses unknown fields.
+	strict bool
+}
 
 func (c jsonCodec) Name() string { return c.name }
 
@@ -77,7 +121,7 @@ func (jsonCodec) MarshalAppend(dst []byte, message any) ([]byte, error) {
 	return buf.Bytes(), err
 }
 
-func (jsonCodec) Unmarshal(data []byte, message any) error {
+func (c jsonCodec) Unmarshal(data []byte, message any) error {
 	m, ok := message.(proto.Message)
 	if !ok {
 		return errNotProto
@@ -86,16 +130,33 @@ func (jsonCodec) Unmarshal(data []byte, message any) error {
 		return errEmptyJSON
 	}
 	// Unknown fields are skipped so that both sides need not be of one version.
-	o := protojson.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: maxNesting}
+	o := protojson.UnmarshalOptions{DiscardUnknown: !c.strict, RecursionLimit: maxNesting}
 	if err := o.Unmarshal(data, m); err != nil {
 		return fmt.Errorf("request body: %s", protoText(err))
 	}
 	return nil
 }
 
+// Bounds of what is repeated of a request, in bytes.
+const (
+	maxShownName = 32
+	maxShownText = 160
+)
+
+// ShownName is a name in a request as an error may repeat it: quoted, printable
+// and not at length.
+func ShownName(name string) string { return strconv.QuoteToASCII(name[:min(len(name), maxShownName)]) }
+
 // protoText is the text of an error of the protobuf module without its prefix,
-// which ends in either kind of space.
+// which ends in either kind of space. It repeats what stood in the request, so
+// that it is made printable and cut.
 func protoText(err error) string {
-	text := strings.TrimPrefix(err.Error(), "proto:")
-	return strings.TrimLeft(text, " \u00a0")
+	text := strings.TrimLeft(strings.TrimPrefix(err.Error(), "proto:"), " \u00a0")
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, text[:min(len(text), maxShownText)])
+	return text
 }

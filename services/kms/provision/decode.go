@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"teekms/internal/rpc"
 )
 
 // members are what a JSON body may hold, by name.
@@ -23,9 +25,6 @@ type member struct {
 	required bool
 	seen     bool
 }
-
-// maxShown bounds how much of an unknown member's name is repeated, in bytes.
-const maxShown = 32
 
 func (m members) text(name string, to *string)         { m[name] = &member{text: to, required: true} }
 func (m members) optionalText(name string, to *string) { m[name] = &member{text: to} }
@@ -100,7 +99,7 @@ func (m members) next(dec *json.Decoder) error {
 	v, known := m[name]
 	switch {
 	case !known:
-		return fmt.Errorf("request body: unknown field %s", strconv.QuoteToASCII(name[:min(len(name), maxShown)]))
+		return fmt.Errorf("request body: unknown field %s", rpc.ShownName(name))
 	case v.seen:
 		return errors.New(name + ": given twice")
 	}

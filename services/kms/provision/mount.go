@@ -59,6 +59,8 @@ func (s *Server) Mount(limits rpc.Config) (serve.MuxConfig, error) {
 		Service: serve.Service{
 			Descriptor: descriptor(),
 			New: func(options ...connect.HandlerOption) (string, http.Handler) {
+				// A password that is misspelled must not pass for none.
+				options = append(options, rpc.RefuseUnknown(), connect.WithCodec(s.json))
 				path, handler := provisionv1connect.NewProvisionHandler(s, options...)
 				return path, s.withCaller(handler)
 			},

@@ -127,7 +127,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		cfg: cfg, errors: Errors(), json: codec, now: cfg.Defaults,
+		cfg: cfg, errors: Errors(), json: codec.RefuseUnknown(), now: cfg.Defaults,
 		worded: cfg.Defaults.PKCS12Password.Len() > 0, done: make(chan struct{}),
 		token: rpc.NewBearer(rpc.BearerConfig{Token: string(cfg.Token.Bytes()), Log: cfg.Log, Now: cfg.Now}),
 	}
