@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 )
 
 // webhook is an authority that allows every KMS and the applications of some
@@ -113,7 +112,7 @@ func bootstrapped(t testing.TB, w *webhook) (*kmsDir, *process) {
 	if code != 0 || stderr != "" || !strings.Contains(stdout, "Root CA key   3059301306") {
 		t.Fatalf("kmsctl bootstrap = %d, %q, %q", code, stdout, stderr)
 	}
-	if code := onboarder.wait(t, 20*time.Second); code != 0 {
+	if code := onboarder.wait(t, patience); code != 0 {
 		t.Fatalf("dstack-onboard ends with %d", code)
 	}
 	if v := kmsctlVerify(t, append(k.believing(), "--info", record)...); !v.OK {
@@ -142,7 +141,7 @@ func replica(t testing.TB, k *kmsDir, w *webhook) *kmsDir {
 	if err != nil || got["k256_pubkey"] != record.K256 {
 		t.Errorf("kmsctl onboard prints %v, want the key of the record, %q, %v", got, record.K256, err)
 	}
-	if code := onboarder.wait(t, 20*time.Second); code != 0 {
+	if code := onboarder.wait(t, patience); code != 0 {
 		t.Fatalf("dstack-onboard ends with %d", code)
 	}
 	r.serve(t, "kms-2.example.com", w.env())

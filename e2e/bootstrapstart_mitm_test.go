@@ -61,7 +61,7 @@ func newInterceptor(t testing.TB, target string, certificate func(n int) *tls.Ce
 			i.mu.Unlock()
 			i.served.Go(func() {
 				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(patience))
 				if cert := certificate(n); cert != nil {
 					i.intercept(c, cert)
 				} else {

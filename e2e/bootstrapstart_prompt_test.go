@@ -103,7 +103,7 @@ func TestBootstrapStartPrompts(t *testing.T) {
 		p := term.start(t, w, args...)
 		// Prompts go to standard error, which is no terminal here.
 		for _, answer := range [][2]string{{"Password of " + p12 + ": ", "MarkerOfP12 é\n"}, {"Redis master password: ", "MarkerOfMaster\n"}} {
-			for deadline := time.Now().Add(10 * time.Second); !strings.HasSuffix(p.stderr.String(), answer[0]); time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(patience); !strings.HasSuffix(p.stderr.String(), answer[0]); time.Sleep(time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatalf("kmsctl does not ask %q: %s", answer[0], p.stderr)
 				}
@@ -116,7 +116,7 @@ func TestBootstrapStartPrompts(t *testing.T) {
 			}
 		}
 		// Nobody is at that Redis: the server has understood everything else.
-		if code := p.wait(t, 30*time.Second); code != 1 || !strings.Contains(p.stdout.String(), "  -> Successfully received Redis-Findex configuration\n") ||
+		if code := p.wait(t, patience); code != 1 || !strings.Contains(p.stdout.String(), "  -> Successfully received Redis-Findex configuration\n") ||
 			!strings.Contains(p.stderr.String(), "\nERROR: opening the database: ") {
 			t.Errorf("kmsctl bootstrap-start = %d, %q, %q", code, p.stdout, p.stderr)
 		}
@@ -128,7 +128,7 @@ func TestBootstrapStartPrompts(t *testing.T) {
 	t.Run("Ctrl-C", func(t *testing.T) {
 		term := newTerminal(t)
 		p := term.start(t, w, args...)
-		for deadline := time.Now().Add(10 * time.Second); !strings.HasSuffix(p.stderr.String(), ": "); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(patience); !strings.HasSuffix(p.stderr.String(), ": "); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("kmsctl does not ask: %s", p.stderr)
 			}
@@ -136,7 +136,7 @@ func TestBootstrapStartPrompts(t *testing.T) {
 		if _, err := term.WriteString("half a pass\x03"); err != nil {
 			t.Fatal(err)
 		}
-		if code := p.wait(t, 10*time.Second); code != 1 || !strings.HasSuffix(p.stderr.String(), "\nERROR: interrupted\n") || p.stdout.String() != "" {
+		if code := p.wait(t, patience); code != 1 || !strings.HasSuffix(p.stderr.String(), "\nERROR: interrupted\n") || p.stdout.String() != "" {
 			t.Errorf("kmsctl bootstrap-start = %d, %q, %q, want 1 and that it was interrupted", code, p.stdout, p.stderr)
 		}
 		if !term.echoes(t) {
@@ -147,7 +147,7 @@ func TestBootstrapStartPrompts(t *testing.T) {
 		open := w.p12(t, "open.p12", "")
 		term := newTerminal(t)
 		p := term.start(t, w, "--database-type", "sqlite", "--sqlite-path", filepath.Join(w.Dir, "data"), "--https-p12-file", open)
-		if code := p.wait(t, 30*time.Second); code != 0 || p.stderr.String() != "" {
+		if code := p.wait(t, patience); code != 0 || p.stderr.String() != "" {
 			t.Errorf("kmsctl bootstrap-start = %d, %q, %q, want 0 and no question", code, p.stdout, p.stderr)
 		}
 		w.serves(t, "operator.example.com")

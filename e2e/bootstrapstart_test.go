@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"teekms/internal/attest/simtd"
 	"teekms/internal/storage/storagetest/server"
@@ -99,7 +98,7 @@ func (w *waiting) serves(t testing.TB, commonName string) {
 	transport := &http.Transport{TLSClientConfig: w.tlsClient(t, "")}
 	transport.TLSClientConfig.InsecureSkipVerify = true
 	t.Cleanup(transport.CloseIdleConnections)
-	client := &http.Client{Transport: transport, Timeout: 10 * time.Second}
+	client := &http.Client{Transport: transport, Timeout: patience}
 	w.ready(t, client, w.URL("https")+"/ready")
 	resp := get(t, client, w.URL("https")+"/prpc/KMS.GetMeta?json")
 	if resp.StatusCode != http.StatusOK || !strings.Contains(resp.body, `"ca_cert"`) {

@@ -245,7 +245,7 @@ func TestReplicaOfARegistry(t *testing.T) {
 			t.Fatalf("Onboard = %d %s, want 200", a.StatusCode, a.body)
 		}
 		post(t, k.URL("http")+"/prpc/Onboard.Finish?json", `{}`)
-		if code := p.wait(t, 20*time.Second); code != 0 {
+		if code := p.wait(t, patience); code != 0 {
 			t.Errorf("exit status %d, want 0", code)
 		}
 		found := false
@@ -305,7 +305,7 @@ type caller struct {
 	instance string
 	// got counts the keys that it was answered with, lost the calls of which it
 	// does not know what became.
-	got, lost int
+	got, lost atomic.Int32
 }
 
 var callers atomic.Uint32
@@ -319,7 +319,7 @@ func (k *kmsDir) caller(t testing.TB) *caller {
 		t.Fatal(err)
 	}
 	c := &caller{kmsDir: k, client: k.workload(t, td), instance: hex.EncodeToString(id)}
-	c.client.Timeout = 10 * time.Second
+	c.client.Timeout = patience
 	return c
 }
 
@@ -327,7 +327,7 @@ func (k *kmsDir) caller(t testing.TB) *caller {
 func (c *caller) ask() {
 	resp, err := c.client.Post(c.URL("https")+"/prpc/GetAppKey?json", "application/json", strings.NewReader("{}"))
 	if err != nil {
-		c.lost++
+		c.lost.Add(1)
 		return
 	}
 	defer resp.Body.Close()
@@ -335,10 +335,10 @@ func (c *caller) ask() {
 		Key string `json:"disk_crypt_key"`
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&body); err != nil || resp.StatusCode != http.StatusOK || body.Key == "" {
-		c.lost++
+		c.lost.Add(1)
 		return
 	}
-	c.got++
+	c.got.Add(1)
 }
 
 // recorded wants a record for every key that the callers got, and none for calls
@@ -351,9 +351,10 @@ func (a *adminKMS) recorded(t testing.TB, callers []*caller, least int) {
 	}
 	got, lost := 0, 0
 	for _, c := range callers {
-		got, lost = got+c.got, lost+c.lost
-		if n := known[c.instance]; n < c.got || n > c.got+c.lost {
-			t.Errorf("a caller got %d keys and lost %d answers, and has %d records", c.got, c.lost, n)
+		hasGot, hasLost := int(c.got.Load()), int(c.lost.Load())
+		got, lost = got+hasGot, lost+hasLost
+		if n := known[c.instance]; n < hasGot || n > hasGot+hasLost {
+			t.Errorf("a caller got %d keys and lost %d answers, and has %d records", hasGot, hasLost, n)
 		}
 	}
 	if got < least {
@@ -370,6 +371,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	var callers []*caller
 	for range 6 {
 		p, _ := k.serve(t, exampleDomain, "DSTACK_KMS_CORE_IMAGE_VERIFY=false")
+		before := len(callers)
 		stop := make(chan struct{})
 		var load sync.WaitGroup
 		for range 8 {
@@ -387,6 +389,12 @@ func TestKilledUnderLoad(t *testing.T) {
 			})
 		}
 		time.Sleep(300 * time.Millisecond)
+		for end, got := time.Now().Add(patience), int32(0); got < 10 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			got = 0
+			for _, c := range callers[before:] {
+				got += c.got.Load()
+			}
+		}
 		_ = p.Process.Kill()
 		<-p.ended
 		close(stop)
@@ -414,7 +422,7 @@ func TestDatabaseThatGoesAway(t *testing.T) {
 		refusals.Go(func() { wantRefusal(t, k.appKey(t, workload, "{}"), "audit log unavailable: nothing was released") })
 	}
 	refusals.Wait()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience)
 	for probe(client, k.URL("https")+"/ready") == nil && time.Now().Before(deadline) {
 		time.Sleep(50 * time.Millisecond)
 	}

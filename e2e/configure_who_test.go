@@ -215,9 +215,17 @@ func TestFromNothingToServing(t *testing.T) {
 	if code := c.terminate(t); code != 0 {
 		t.Errorf("exit status %d, want 0", code)
 	}
+	want := []string{
+		"READY=1\nSTATUS=Waiting for a configuration at 127.0.0.1:", "STATUS=Configured, starting the KMS",
+		"READY=1\nSTATUS=Serving at 127.0.0.1:", "STOPPING=1",
+	}
 	var told []string
 	for buf := make([]byte, 1024); ; {
-		if err := socket.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		wait := patience
+		if len(told) >= len(want) {
+			wait = 100 * time.Millisecond // that there is no more of it
+		}
+		if err := socket.SetReadDeadline(time.Now().Add(wait)); err != nil {
 			t.Fatal(err)
 		}
 		n, err := socket.Read(buf)
@@ -225,10 +233,6 @@ func TestFromNothingToServing(t *testing.T) {
 			break
 		}
 		told = append(told, string(buf[:n]))
-	}
-	want := []string{
-		"READY=1\nSTATUS=Waiting for a configuration at 127.0.0.1:", "STATUS=Configured, starting the KMS",
-		"READY=1\nSTATUS=Serving at 127.0.0.1:", "STOPPING=1",
 	}
 	if len(told) != len(want) {
 		t.Fatalf("the service manager is told %q, want %q", told, want)
@@ -244,7 +248,7 @@ func TestFromNothingToServing(t *testing.T) {
 	p.ready(t, http.DefaultClient, page.URL("http")+"/health")
 	post(t, page.URL("http")+"/prpc/Onboard.Bootstrap?json", `{"domain": "`+exampleDomain+`"}`)
 	post(t, page.URL("http")+"/prpc/Onboard.Finish?json", `{}`)
-	if code := p.wait(t, 20*time.Second); code != 0 {
+	if code := p.wait(t, patience); code != 0 {
 		t.Errorf("after a setup by hand: exit status %d, want 0", code)
 	}
 }
@@ -276,7 +280,7 @@ func TestDatabaseOfAProcessThatChoseNone(t *testing.T) {
 	p.terminate(t)
 
 	nowhere := startCmd(t, k.dropRoot(t, command(t, []string{"XDG_STATE_HOME=/proc"}, "dstack-kms", "--config", k.Config)))
-	wantErrorLine(t, nowhere.wait(t, 20*time.Second), 1, nowhere.stderr.String(),
+	wantErrorLine(t, nowhere.wait(t, patience), 1, nowhere.stderr.String(),
 		"neither /var/lib/kms nor /proc/kms can be written: set core.database.path")
 }
 
@@ -292,7 +296,7 @@ func TestConfigurationPortBoundsStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := conn.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {

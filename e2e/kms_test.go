@@ -211,7 +211,8 @@ type slowCall struct {
 	rest string
 }
 
-// beginSlowCall sends the header of a call and half of its body.
+// beginSlowCall sends the header of a call, and half of its body when the KMS reads
+// for it.
 func beginSlowCall(t testing.TB, k *kmsDir) *slowCall {
 	t.Helper()
 	conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", k.Port), k.tlsClient(t, exampleDomain))
@@ -220,8 +221,23 @@ func beginSlowCall(t testing.TB, k *kmsDir) *slowCall {
 	}
 	t.Cleanup(func() { conn.Close() })
 	const body = `{"vm_config":"0123456789"}`
-	fmt.Fprintf(conn, "POST /prpc/GetKmsKey?json HTTP/1.1\r\nHost: kms\r\nContent-Length: %d\r\n\r\n%s", len(body), body[:10])
+	fmt.Fprintf(conn, "POST /prpc/GetKmsKey?json HTTP/1.1\r\nHost: kms\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(body))
+	awaitContinue(t, conn)
+	if _, err := io.WriteString(conn, body[:10]); err != nil {
+		t.Fatal(err)
+	}
 	return &slowCall{conn, body[10:]}
+}
+
+// awaitContinue waits until the server reads the body of the call on conn, which
+// expects to be told.
+func awaitContinue(t testing.TB, conn net.Conn) {
+	t.Helper()
+	const want = "HTTP/1.1 100 Continue\r\n\r\n"
+	got := make([]byte, len(want))
+	if n, err := io.ReadFull(conn, got); err != nil || string(got) != want {
+		t.Fatalf("the call is answered with %q, %v, want %q", got[:n], err, want)
+	}
 }
 
 // end sends the rest and reads the answer.
@@ -242,62 +258,22 @@ func TestDrain(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(signal.String(), func(t *testing.T) {
 			t.Parallel()
-			k := newKMS(t, "", "")
-			k.fill(t, exampleDomain)
-			p, http2 := k.serve(t, exampleDomain)
-			address := fmt.Sprintf("127.0.0.1:%d", k.Port)
-			// Never spoken, in the clear and after the handshake; idle, of both
-			// versions of HTTP.
-			dial(t, k)
-			silent, err := tls.Dial("tcp", address, k.tlsClient(t, exampleDomain))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer silent.Close()
-			http1 := &http.Client{Transport: &http.Transport{TLSClientConfig: k.tlsClient(t, exampleDomain)}}
-			get(t, http1, k.URL("https")+"/health")
-			get(t, http2, k.URL("https")+"/health")
-			grpc := grpcConn(t, k, k.tlsClient(t, exampleDomain))
-			testGRPCHealth(t, grpc, "kms.v1.KMS")
-
-			call := beginSlowCall(t, k)
-			time.Sleep(100 * time.Millisecond) // until the header is read
-			if err := p.Process.Signal(signal); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(400 * time.Millisecond)
-			if conn, err := net.Dial("tcp", address); err == nil {
-				conn.Close()
-				t.Error("a new connection is accepted while draining")
-			}
-			select {
-			case <-p.ended:
-				t.Fatal("it ended before the call in flight was answered")
-			default:
-			}
-			wantRefusal(t, call.end(t), noAuthority)
-			begin := time.Now()
-			if code := p.wait(t, 10*time.Second); code != 0 {
-				t.Errorf("exit status %d, want 0", code)
-			}
-			if took := time.Since(begin); took > 2*time.Second {
-				t.Errorf("ending took %v after the last answer", took)
-			}
+			quick(t, 2*time.Second, "ending after the last answer", func() time.Duration { return drain(t, signal) })
 		})
 	}
 	t.Run("nothing in flight", func(t *testing.T) {
 		t.Parallel()
 		k := newKMS(t, "", "")
 		k.fill(t, exampleDomain)
-		p, _ := k.serve(t, exampleDomain)
-		dial(t, k)
-		begin := time.Now()
-		if code := p.terminate(t); code != 0 {
-			t.Errorf("exit status %d, want 0", code)
-		}
-		if took := time.Since(begin); took > 2*time.Second {
-			t.Errorf("ending took %v", took)
-		}
+		quick(t, 2*time.Second, "ending", func() time.Duration {
+			p, _ := k.serve(t, exampleDomain)
+			dial(t, k)
+			begin := time.Now()
+			if code := p.terminate(t); code != 0 {
+				t.Errorf("exit status %d, want 0", code)
+			}
+			return time.Since(begin)
+		})
 	})
 	t.Run("a call that never ends is cut off", func(t *testing.T) {
 		t.Parallel()
@@ -305,10 +281,59 @@ func TestDrain(t *testing.T) {
 		k.fill(t, exampleDomain)
 		p, _ := k.serve(t, exampleDomain)
 		beginSlowCall(t, k)
-		time.Sleep(100 * time.Millisecond)
 		const want = "\nError: draining: calls still in flight after 500ms were cut off\n"
 		if code := p.terminate(t); code != 1 || !strings.Contains(p.stderr.String(), want) {
 			t.Errorf("exit status %d, want 1 and%s", code, want)
 		}
 	})
+}
+
+// drain ends a KMS while a call is in flight, and tells how long it took after that
+// was answered.
+func drain(t *testing.T, signal syscall.Signal) time.Duration {
+	t.Helper()
+	k := newKMS(t, "", "[core.limits]\nread_timeout = \"5m\"\ndrain_timeout = \"5m\"\n")
+	k.fill(t, exampleDomain)
+	p, http2 := k.serve(t, exampleDomain)
+	address := fmt.Sprintf("127.0.0.1:%d", k.Port)
+	// Never spoken, in the clear and after the handshake; idle, of both versions
+	// of HTTP.
+	dial(t, k)
+	silent, err := tls.Dial("tcp", address, k.tlsClient(t, exampleDomain))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	http1 := &http.Client{Transport: &http.Transport{TLSClientConfig: k.tlsClient(t, exampleDomain)}}
+	get(t, http1, k.URL("https")+"/health")
+	get(t, http2, k.URL("https")+"/health")
+	grpc := grpcConn(t, k, k.tlsClient(t, exampleDomain))
+	testGRPCHealth(t, grpc, "kms.v1.KMS")
+
+	call := beginSlowCall(t, k)
+	if err := p.Process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			break
+		}
+		conn.Close()
+		if time.Now().After(end) {
+			t.Fatal("a new connection is accepted while draining")
+		}
+	}
+	time.Sleep(400 * time.Millisecond) // it does not end by itself
+	select {
+	case <-p.ended:
+		t.Fatal("it ended before the call in flight was answered")
+	default:
+	}
+	wantRefusal(t, call.end(t), noAuthority)
+	begin := time.Now()
+	if code := p.wait(t, patience); code != 0 {
+		t.Errorf("exit status %d, want 0", code)
+	}
+	return time.Since(begin)
 }

@@ -129,7 +129,7 @@ func TestDemoThatIsInterruptedWhileItSeals(t *testing.T) {
 	for _, after := range []string{"✓ make the seals", "✓ measure another kernel", "until you press Ctrl-C"} {
 		cmd, tmp := demoCommand(t, "--seal")
 		p := startCmd(t, cmd)
-		for deadline := time.Now().Add(time.Minute); !strings.Contains(p.stdout.String(), after); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(patience); !strings.Contains(p.stdout.String(), after); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("kmsctl demo does not come to %q\n%s%s", after, p.stdout, p.stderr)
 			}
@@ -137,7 +137,7 @@ func TestDemoThatIsInterruptedWhileItSeals(t *testing.T) {
 		if err := p.Process.Signal(syscall.SIGINT); err != nil {
 			t.Fatal(err)
 		}
-		code := p.wait(t, 20*time.Second)
+		code := p.wait(t, patience)
 		up := strings.Contains(p.stdout.String(), "until you press Ctrl-C")
 		if up && code != 0 || !up && (code != 1 || !strings.Contains(p.stderr.String(), ": interrupted\n")) {
 			t.Errorf("after %q, kmsctl demo ends with %d, %q\n%s", after, code, p.stderr, p.stdout)

@@ -79,7 +79,7 @@ func TestDemoThatIsInterruptedInItsSecondAct(t *testing.T) {
 	for _, after := range []string{"make a PKCS#12 file", "start it unconfigured", "configure it by RA-TLS", "write registry rules", "get the keys now"} {
 		cmd, tmp := demoCommand(t)
 		p := startCmd(t, cmd)
-		for deadline := time.Now().Add(30 * time.Second); !strings.Contains(p.stdout.String(), "✓ "+after); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(patience); !strings.Contains(p.stdout.String(), "✓ "+after); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("kmsctl demo does not come to %q\n%s%s", after, p.stdout, p.stderr)
 			}
@@ -87,7 +87,7 @@ func TestDemoThatIsInterruptedInItsSecondAct(t *testing.T) {
 		if err := p.Process.Signal(syscall.SIGINT); err != nil {
 			t.Fatal(err)
 		}
-		code := p.wait(t, 20*time.Second)
+		code := p.wait(t, patience)
 		up := strings.Contains(p.stdout.String(), "until you press Ctrl-C")
 		if up && code != 0 || !up && (code != 1 || !strings.Contains(p.stderr.String(), ": interrupted\n")) {
 			t.Errorf("after %q, kmsctl demo ends with %d, %q\n%s", after, code, p.stderr, p.stdout)

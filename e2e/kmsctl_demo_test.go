@@ -45,7 +45,7 @@ func processesOf(t testing.TB, path string) map[int]string {
 // leavesNothing waits for the end of every process that path stands for.
 func leavesNothing(t testing.TB, path string) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		found := processesOf(t, path)
 		if len(found) == 0 {
@@ -91,7 +91,7 @@ func stayingUp(t testing.TB, args ...string) (p *process, tmp string, up demoUp)
 	t.Helper()
 	cmd, tmp := demoCommand(t, append(args, "--json")...)
 	p = startCmd(t, cmd)
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(patience); ; {
 		lines := strings.Split(strings.TrimSpace(p.stdout.String()), "\n")
 		if json.Unmarshal([]byte(lines[len(lines)-1]), &up) == nil && up.URL != "" {
 			return p, tmp, up
@@ -156,7 +156,7 @@ func TestDemoStaysUpWithCommandsThatWork(t *testing.T) {
 	if err := p.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	if code := p.wait(t, 20*time.Second); code != 0 || p.stderr.String() != "" {
+	if code := p.wait(t, patience); code != 0 || p.stderr.String() != "" {
 		t.Errorf("kmsctl demo ends with %d, %q after Ctrl-C, want 0 and silence", code, p.stderr)
 	}
 	leavesNothing(t, up.Dir)
@@ -178,7 +178,7 @@ func TestDemoThatIsKilledLeavesNoOrphan(t *testing.T) {
 	if err := p.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	p.wait(t, 10*time.Second)
+	p.wait(t, patience)
 	leavesNothing(t, tmp)
 }
 
@@ -188,7 +188,7 @@ func TestDemoWhoseKMSDiesSaysSo(t *testing.T) {
 	if err := up.kms(t).Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if code := p.wait(t, 10*time.Second); code != 1 || !strings.Contains(p.stderr.String(), "Error: dstack-kms ended: signal: killed") {
+	if code := p.wait(t, patience); code != 1 || !strings.Contains(p.stderr.String(), "Error: dstack-kms ended: signal: killed") {
 		t.Errorf("kmsctl demo ends with %d, %q, want 1 and that dstack-kms ended", code, p.stderr)
 	}
 	if left := tree(t, tmp); len(left) != 1 {
@@ -234,7 +234,7 @@ func TestDemoThatIsInterruptedLeavesNothing(t *testing.T) {
 		if err := p.Process.Signal(syscall.SIGINT); err != nil {
 			t.Fatal(err)
 		}
-		code := p.wait(t, 20*time.Second)
+		code := p.wait(t, patience)
 		up := strings.Contains(p.stdout.String(), "until you press Ctrl-C")
 		if up && code != 0 || !up && (code != 1 || !strings.Contains(p.stderr.String(), ": interrupted\n")) {
 			t.Errorf("after %v, kmsctl demo ends with %d, %q\n%s", delay, code, p.stderr, p.stdout)

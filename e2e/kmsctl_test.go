@@ -69,13 +69,13 @@ func TestKmsctlVerifiesEveryForm(t *testing.T) {
 		t.Fatal(err)
 	}
 	post(t, k.URL("http")+"/prpc/Onboard.Finish?json", "{}")
-	if code := onboarder.wait(t, 20*time.Second); code != 0 {
+	if code := onboarder.wait(t, patience); code != 0 {
 		t.Fatalf("dstack-onboard ends with %d", code)
 	}
 	k.serve(t, kmsctlDomain)
 	simulator := start(t, "kmsctl", "simulator", "--dir", k.TD, "--listen", fmt.Sprintf("127.0.0.1:%d", freePort(t)), "--json")
 	var facts struct{ URL string }
-	for deadline := time.Now().Add(20 * time.Second); json.Unmarshal([]byte(simulator.stdout.String()), &facts) != nil; {
+	for deadline := time.Now().Add(patience); json.Unmarshal([]byte(simulator.stdout.String()), &facts) != nil; {
 		if time.Now().After(deadline) {
 			t.Fatalf("kmsctl simulator prints %q", simulator.stdout)
 		}

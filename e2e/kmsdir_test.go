@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // unprivileged is the user id that tests of permissions run as.
@@ -83,7 +82,7 @@ func (k *kmsDir) trusting(t testing.TB, domain string) *http.Client {
 	t.Helper()
 	transport := &http.Transport{TLSClientConfig: k.tlsClient(t, domain), ForceAttemptHTTP2: true}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	return &http.Client{Transport: transport, Timeout: patience}
 }
 
 func (k *kmsDir) tlsClient(t testing.TB, domain string) *tls.Config {

@@ -69,7 +69,7 @@ func (a *agent) hold(t testing.TB) (release func()) {
 // waitAsked waits until somebody waits for a quote.
 func (a *agent) waitAsked(t testing.TB) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		a.mu.Lock()
 		asked := a.asked
 		a.mu.Unlock()
@@ -177,7 +177,7 @@ func TestAnAgentThatFails(t *testing.T) {
 		w.WriteHeader(http.StatusBadRequest)
 		_, _ = io.WriteString(w, `{"error":"the host said no, see /var/log/host"}`)
 	})
-	p := k.throughAgent(t, a, "dstack-kms", "DSTACK_KMS_CORE_ATTESTATION_TIMEOUT=400ms")
+	p := k.throughAgent(t, a, "dstack-kms", "DSTACK_KMS_CORE_ATTESTATION_TIMEOUT=5s")
 	url := k.URL("http")
 	p.ready(t, http.DefaultClient, url+"/health")
 
@@ -223,7 +223,7 @@ func TestSignalsWhileABootstrapRuns(t *testing.T) {
 			t.Fatalf("the caller got no answer: %v", err)
 		}
 		checkBootstrapReply(t, k, read(t, resp).body)
-		if code := p.wait(t, 10*time.Second); code != 0 {
+		if code := p.wait(t, patience); code != 0 {
 			t.Errorf("exit status %d, want 0", code)
 		}
 	})
@@ -238,7 +238,7 @@ func TestSignalsWhileABootstrapRuns(t *testing.T) {
 			p.signal(t, signal)
 			time.Sleep(200 * time.Millisecond)
 			release()
-			if code := p.wait(t, 10*time.Second); code != 0 {
+			if code := p.wait(t, patience); code != 0 {
 				t.Errorf("exit status %d, want 0", code)
 			}
 			checkKeyDir(t, k.Certs)
@@ -264,12 +264,12 @@ func TestFinishBesideAStuckCall(t *testing.T) {
 		t.Fatalf("Bootstrap = %d %s", a.StatusCode, a.body)
 	}
 	conn := dial(t, k)
-	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: kms\r\nContent-Length: 100\r\n\r\n{", bootstrapPath)
-	time.Sleep(100 * time.Millisecond) // until the header is read
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: kms\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n", bootstrapPath)
+	awaitContinue(t, conn)
 	if a := get(t, http.DefaultClient, url+"/finish"); a.body != "OK" {
 		t.Fatalf("/finish = %d %s", a.StatusCode, a.body)
 	}
-	if code := p.wait(t, 5*time.Second); code != 0 {
+	if code := p.wait(t, patience); code != 0 {
 		t.Errorf("exit status %d, want 0\n%s", code, p.stderr)
 	}
 	p.logs(t, "WARN setup is finished, a call beside it was cut off")

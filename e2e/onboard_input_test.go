@@ -264,11 +264,45 @@ func postRaw(t testing.TB, url, contentType, body string) answer {
 	if contentType != "" {
 		header["Content-Type"] = contentType
 	}
-	client := &http.Client{Transport: &http.Transport{ExpectContinueTimeout: 5 * time.Second, DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{ExpectContinueTimeout: patience, DisableKeepAlives: true}}
 	if len(body) <= 64<<10 {
 		delete(header, "Expect")
 	}
 	return request(t, client, http.MethodPost, url, body, header)
+}
+
+// staysOpen tells how long the service of k bears a connection that begins with
+// opening, and goes on with a byte now and then where it drips.
+func staysOpen(t testing.TB, k *kmsDir, opening string, drips bool) time.Duration {
+	t.Helper()
+	conn := dial(t, k)
+	if _, err := io.WriteString(conn, opening); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	drip := time.NewTicker(50 * time.Millisecond)
+	defer drip.Stop()
+	closed := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, bufio.NewReader(conn))
+		closed <- err
+	}()
+	for time.Since(begin) < patience {
+		select {
+		case err := <-closed:
+			var timeout net.Error
+			if errors.As(err, &timeout) && timeout.Timeout() {
+				t.Errorf("reading: %v", err)
+			}
+			return time.Since(begin)
+		case <-drip.C:
+			if drips {
+				_, _ = io.WriteString(conn, "a") // fails once it is closed
+			}
+		}
+	}
+	t.Fatalf("the connection is still open after %v", patience)
+	return 0
 }
 
 // TestSlowClients send a byte now and then.
@@ -287,35 +321,9 @@ func TestSlowClients(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			conn := dial(t, k)
-			if _, err := io.WriteString(conn, tt.opening); err != nil {
-				t.Fatal(err)
-			}
-			begin := time.Now()
-			drip := time.NewTicker(50 * time.Millisecond)
-			defer drip.Stop()
-			closed := make(chan error, 1)
-			go func() {
-				_, err := io.Copy(io.Discard, bufio.NewReader(conn))
-				closed <- err
-			}()
-			for {
-				select {
-				case err := <-closed:
-					var timeout net.Error
-					if errors.As(err, &timeout) && timeout.Timeout() {
-						t.Errorf("reading: %v", err)
-					}
-					return
-				case <-drip.C:
-					if strings.Contains(tt.name, "not end") {
-						_, _ = io.WriteString(conn, "a") // fails once it is closed
-					}
-				}
-				if time.Since(begin) > 3*time.Second {
-					t.Fatal("the connection is still open after 3s")
-				}
-			}
+			quick(t, 3*time.Second, "closing the connection", func() time.Duration {
+				return staysOpen(t, k, tt.opening, strings.Contains(tt.name, "not end"))
+			})
 		})
 	}
 	t.Cleanup(func() {

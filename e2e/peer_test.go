@@ -96,7 +96,7 @@ func TestReplicaHasTheKeysOfItsSource(t *testing.T) {
 	if finished := post(t, b.URL("http")+"/prpc/Onboard.Finish?json", ""); finished.StatusCode != http.StatusOK {
 		t.Fatalf("Finish = %d %s, want 200", finished.StatusCode, finished.body)
 	}
-	if code := replica.wait(t, 10*time.Second); code != 0 {
+	if code := replica.wait(t, patience); code != 0 {
 		t.Fatalf("exit status %d after Finish, want 0", code)
 	}
 	for _, name := range []string{"root-ca.key", "root-k256.key", "tmp-ca.key", "bootstrap-info.json"} {
@@ -389,7 +389,7 @@ func TestReplicaIsInterrupted(t *testing.T) {
 		<-p.ended
 		<-done
 		p = start(t, "dstack-onboard", "--config", b.Config)
-		deadline := time.Now().Add(20 * time.Second)
+		deadline := time.Now().Add(patience)
 		for {
 			if probe(http.DefaultClient, b.URL("http")+"/health") == nil {
 				if got := b.onboardFrom(t, a.URL("https")); got.StatusCode != http.StatusOK {

@@ -384,7 +384,7 @@ func TestOnboardProtocols(t *testing.T) {
 			k := newKMS(t, "", "")
 			p := k.onboarding(t, "dstack-onboard")
 			r := tt.bootstrap(t, k)
-			if code := p.wait(t, 5*1e9); code != 0 {
+			if code := p.wait(t, patience); code != 0 {
 				t.Errorf("exit status %d, want 0", code)
 			}
 			checkBootstrapReply(t, k, fmt.Sprintf(`{"ca_pubkey":"0x%x","k256_pubkey":"0x%x","quote":"0x%x","eventlog":"0x%x"}`,

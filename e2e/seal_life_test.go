@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // sealKind is one seal of a test: its section, the environment that it needs and
@@ -51,7 +50,7 @@ var bootstraps = map[string]func(*testing.T, *kmsDir, []string){
 		if a := get(t, http.DefaultClient, k.URL("http")+"/finish"); a.body != "OK" {
 			t.Fatalf("/finish = %d %s", a.StatusCode, a.body)
 		}
-		if code := p.wait(t, 20*time.Second); code != 0 {
+		if code := p.wait(t, patience); code != 0 {
 			t.Fatalf("exit status %d after Finish\n%s", code, p.stderr)
 		}
 	},
@@ -161,7 +160,7 @@ func TestSealedReplicas(t *testing.T) {
 			if finished := post(t, b.URL("http")+"/prpc/Onboard.Finish?json", ""); finished.StatusCode != http.StatusOK {
 				t.Fatalf("Finish = %d %s, want 200", finished.StatusCode, finished.body)
 			}
-			if code := p.wait(t, 20*time.Second); code != 0 {
+			if code := p.wait(t, patience); code != 0 {
 				t.Fatalf("exit status %d after Finish, want 0", code)
 			}
 			if tt.replica {

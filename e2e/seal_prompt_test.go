@@ -20,7 +20,7 @@ func (term *terminal) onTerminal(t *testing.T, k *kmsDir, name string, env ...st
 // shown, and answers it.
 func (term *terminal) types(t *testing.T, p *process, question, answer string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		if strings.Contains(term.String(), question) && !term.echoes(t) {
 			break
 		}
@@ -51,7 +51,7 @@ func TestPassphraseIsAskedFor(t *testing.T) {
 		p := term.onTerminal(t, k, "dstack-onboard", auto)
 		term.types(t, p, promptOpen, "canary one\n")
 		term.types(t, p, promptAgain, "canary two\n")
-		if code := p.wait(t, 10*time.Second); code != 1 || !strings.Contains(lastLine(p.stderr.String()), "differ") {
+		if code := p.wait(t, patience); code != 1 || !strings.Contains(lastLine(p.stderr.String()), "differ") {
 			t.Errorf("exit status %d, want 1 and that the two differ\n%s", code, p.stderr)
 		}
 		if left := tree(t, k.Certs); len(left) > 1 {
@@ -73,7 +73,7 @@ func TestPassphraseIsAskedFor(t *testing.T) {
 	p := term.onTerminal(t, k, "dstack-onboard", auto)
 	term.types(t, p, promptOpen, passphraseCanary+"\n")
 	term.types(t, p, promptAgain, passphraseCanary+"\n")
-	if code := p.wait(t, 20*time.Second); code != 0 {
+	if code := p.wait(t, patience); code != 0 {
 		t.Fatalf("exit status %d\n%s", code, p.stderr)
 	}
 	k.checkSealed(t, "teekms-file", "teekms-passphrase")
@@ -83,7 +83,7 @@ func TestPassphraseIsAskedFor(t *testing.T) {
 		term := newTerminal(t)
 		p := term.onTerminal(t, k, "dstack-kms")
 		term.types(t, p, promptOpen, "canary of another\n")
-		if code := p.wait(t, 10*time.Second); code != 1 || !strings.Contains(lastLine(p.stderr.String()), "wrong passphrase") {
+		if code := p.wait(t, patience); code != 1 || !strings.Contains(lastLine(p.stderr.String()), "wrong passphrase") {
 			t.Errorf("exit status %d, want 1 and that it is the wrong one\n%s", code, p.stderr)
 		}
 	})
@@ -99,7 +99,7 @@ func TestPassphraseIsAskedFor(t *testing.T) {
 		term := newTerminal(t)
 		p := term.onTerminal(t, k, "dstack-kms")
 		term.types(t, p, promptOpen, "half\x03")
-		if code := p.wait(t, 10*time.Second); code == 0 {
+		if code := p.wait(t, patience); code == 0 {
 			t.Errorf("exit status %d, want another\n%s", code, p.stderr)
 		}
 		if !term.echoes(t) {

@@ -12,7 +12,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -131,7 +130,7 @@ func TestTutorial(t *testing.T) {
 	if got := shell(t, fmt.Sprintf("curl -sS http://localhost:%d/finish", k.Port)); got != "OK" {
 		t.Errorf("GET /finish = %q, want OK", got)
 	}
-	if code := p.wait(t, 10*time.Second); code != 0 {
+	if code := p.wait(t, patience); code != 0 {
 		t.Errorf("exit status %d after /finish, want 0", code)
 	}
 	checkKeyDir(t, k.Certs)

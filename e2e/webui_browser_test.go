@@ -22,9 +22,6 @@ import (
 	"github.com/chromedp/chromedp/kb"
 )
 
-// patience bounds every single step in the browser.
-const patience = 10 * time.Second
-
 // remoteHost is a name that the browser resolves to this machine and does not
 // trust: pages of it are no secure context, as those of any remote host on
 // plain HTTP.
@@ -34,6 +31,12 @@ const remoteHost = "kms.test"
 // from which tabs are opened.
 func chromium(t *testing.T) context.Context {
 	t.Helper()
+	// Below buildDir, not of the test: processes of the browser may write there for a
+	// moment after it has ended.
+	profile, err := os.MkdirTemp(buildDir, "profile-") //nolint:usetesting // see above
+	if err != nil {
+		t.Fatal(err)
+	}
 	opts := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(chromiumPath(t)),
 		chromedp.NoSandbox,
@@ -41,7 +44,8 @@ func chromium(t *testing.T) context.Context {
 		chromedp.Flag("disable-quic", true),
 		chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("host-resolver-rules", "MAP "+remoteHost+" 127.0.0.1"),
-		chromedp.UserDataDir(t.TempDir()),
+		chromedp.UserDataDir(profile),
+		chromedp.WSURLReadTimeout(patience),
 		chromedp.WindowSize(1280, 900),
 	)
 	alloc, cancel := chromedp.NewExecAllocator(context.Background(), opts...)
@@ -77,8 +81,9 @@ type tab struct {
 	t   *testing.T
 	ctx context.Context //nolint:containedctx // chromedp keeps the tab in its context
 
-	mu       sync.Mutex // guards problems
+	mu       sync.Mutex // guards what follows
 	problems []string
+	deaf     bool // to problems
 }
 
 // openTab opens an empty tab. At the end of the test the console of the tab must be
@@ -123,7 +128,9 @@ func (p *tab) listen(ev any) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.problems = append(p.problems, problem)
+	if !p.deaf {
+		p.problems = append(p.problems, problem)
+	}
 }
 
 func (p *tab) takeProblems() []string {
@@ -132,6 +139,13 @@ func (p *tab) takeProblems() []string {
 	problems := p.problems
 	p.problems = nil
 	return problems
+}
+
+// ignoreProblems forgets those of before, and of now on.
+func (p *tab) ignoreProblems() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.problems, p.deaf = nil, true
 }
 
 func (p *tab) do(steps ...chromedp.Action[chromedp.Void]) {
@@ -242,11 +256,10 @@ func (p *tab) focus() string {
 	return eval[string](p, `document.activeElement.id`)
 }
 
+// wantFocus waits until the element has the focus.
 func (p *tab) wantFocus(id string) {
 	p.t.Helper()
-	if got := p.focus(); got != id {
-		p.t.Errorf("the focus is on %q, want %q", got, id)
-	}
+	p.until(fmt.Sprintf(`document.activeElement.id === %q`, id))
 }
 
 // announced waits until the live region says the sentence.
