@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,16 +43,42 @@ type Question struct {
 	Text string
 }
 
+// errAgain says that what was typed is not to be believed.
+var errAgain = errors.New("the process was stopped meanwhile")
+
 // Ask returns the line that is typed, without its end, at most [MaxLine] bytes.
-// What was typed before the question is not the answer. Until then the terminal
-// stops no process: Ctrl-Z is a character of the answer. When it returns, also
-// because ctx ended, the terminal is as it was.
+// What was typed before the question is not the answer, nor what was typed while
+// the process was stopped, or until it could hide what is typed again: then it
+// asks again. Ctrl-Z is a character of the answer. When it returns, also because
+// ctx ended, the terminal is as it was.
 func (q Question) Ask(ctx context.Context) (line []byte, err error) {
-	restore, err := hide(q.TTY)
+	before, err := state(q.TTY)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading the state of the terminal: %w", err)
 	}
-	defer func() { err = errors.Join(err, restore()) }()
+	// Whoever stopped the process may have switched the echo on: a shell does.
+	continued := make(chan os.Signal, 1)
+	signal.Notify(continued, unix.SIGCONT)
+	defer signal.Stop(continued)
+	defer func() {
+		if failed := setState(q.TTY, before); failed != nil {
+			err = errors.Join(err, fmt.Errorf("showing again what is typed: %w", failed))
+		}
+	}()
+	for {
+		line, err = q.once(ctx, before, continued)
+		if !errors.Is(err, errAgain) {
+			return line, err
+		}
+		clear(line)
+	}
+}
+
+// once asks, and returns errAgain with a line that may have been seen.
+func (q Question) once(ctx context.Context, before *unix.Termios, continued <-chan os.Signal) ([]byte, error) {
+	if err := setState(q.TTY, hidden(before)); err != nil {
+		return nil, fmt.Errorf("hiding what is typed: %w", err)
+	}
 	fmt.Fprint(q.Out, q.Text)      //nolint:errcheck // there is no one left to tell
 	defer fmt.Fprint(q.Out, "\n")  //nolint:errcheck // as above
 	answer := make(chan answer, 1) // so that the goroutine can end when nobody waits
@@ -62,21 +89,25 @@ func (q Question) Ask(ctx context.Context) (line []byte, err error) {
 		// ends, and nobody looks at what comes.
 		_ = q.TTY.SetReadDeadline(time.Unix(1, 0))
 		return nil, fmt.Errorf("prompting: %w", ctx.Err())
+	case <-continued:
+		if err := q.TTY.SetReadDeadline(time.Unix(1, 0)); err != nil {
+			return nil, errors.New("prompting: the process was stopped while it asked")
+		}
+		a := <-answer
+		return a.line, errors.Join(errAgain, q.TTY.SetReadDeadline(time.Time{}))
 	case a := <-answer:
 		if a.err != nil {
 			return nil, fmt.Errorf("prompting: %w", a.err)
+		}
+		if now, err := state(q.TTY); err != nil || now.Lflag&unix.ECHO != 0 || len(continued) > 0 {
+			return a.line, errAgain
 		}
 		return a.line, nil
 	}
 }
 
-// hide switches the echo of a terminal off, and returns what switches it on
-// again.
-func hide(tty *os.File) (restore func() error, err error) {
-	before, err := state(tty)
-	if err != nil {
-		return nil, fmt.Errorf("reading the state of the terminal: %w", err)
-	}
+// hidden is a state in which what is typed is not shown.
+func hidden(before *unix.Termios) *unix.Termios {
 	quiet := *before
 	quiet.Lflag &^= unix.ECHO
 	quiet.Lflag |= unix.ICANON | unix.ISIG
@@ -84,15 +115,7 @@ func hide(tty *os.File) (restore func() error, err error) {
 	// A shell to which the process is stopped switches the echo on, and leaves it
 	// on when the process goes on.
 	quiet.Cc[unix.VSUSP] = 0
-	if err := setState(tty, &quiet); err != nil {
-		return nil, fmt.Errorf("hiding what is typed: %w", err)
-	}
-	return func() error {
-		if err := setState(tty, before); err != nil {
-			return fmt.Errorf("showing again what is typed: %w", err)
-		}
-		return nil
-	}, nil
+	return &quiet
 }
 
 func state(f *os.File) (s *unix.Termios, err error) {

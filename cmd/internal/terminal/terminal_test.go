@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -116,6 +117,71 @@ func TestAskIsNotSuspended(t *testing.T) {
 	}), Text: "Name: "}.Ask(t.Context())
 	if string(line) != "a\x1ab" || err != nil || before == 0 || during != 0 || suspends() != before {
 		t.Errorf("Ask() = %q, %v; suspending character %d before, %d during, %d after, want it off in between", line, err, before, during, suspends())
+	}
+}
+
+// TestAskAgainWhereTheAnswerWasSeen has the echo switched on while the question is
+// asked, as a shell does to which the process is stopped.
+func TestAskAgainWhereTheAnswerWasSeen(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		typed string
+		// goOn is what the process is told.
+		goOn bool
+	}{
+		{"a whole line", "seen\n", false},
+		{"a whole line, and it goes on", "seen\n", true},
+		{"half a line, and it goes on", "seen", true},
+		{"nothing, and it goes on", "", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tty, operator := pty(t)
+			asked := 0
+			ask := writer(func(p []byte) (int, error) {
+				if !bytes.HasSuffix(p, []byte(": ")) {
+					return len(p), nil
+				}
+				if asked++; asked > 1 {
+					if echoes(t, operator) {
+						t.Error("Ask() asks again, and shows what is typed")
+					}
+					_, err := operator.WriteString("hidden\n")
+					return len(p), err
+				}
+				show(t, operator)
+				if _, err := operator.WriteString(tt.typed); err != nil {
+					return 0, err
+				}
+				// It has reached the terminal when it is seen.
+				if _, err := io.ReadFull(operator, make([]byte, len(tt.typed))); err != nil {
+					return 0, err
+				}
+				if tt.goOn {
+					return len(p), unix.Kill(os.Getpid(), unix.SIGCONT)
+				}
+				return len(p), nil
+			})
+			line, err := terminal.Question{TTY: tty, Out: ask, Text: "Name: "}.Ask(t.Context())
+			if string(line) != "hidden" || err != nil || asked < 2 {
+				t.Errorf("Ask() = %q, %v after %d questions, want what was typed hidden", line, err, asked)
+			}
+			if !echoes(t, operator) {
+				t.Error("Ask() leaves the echo off")
+			}
+		})
+	}
+}
+
+// show switches the echo on.
+func show(t *testing.T, operator *os.File) {
+	t.Helper()
+	state, err := unix.IoctlGetTermios(int(operator.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state.Lflag |= unix.ECHO
+	if err := unix.IoctlSetTermios(int(operator.Fd()), unix.TCSETS, state); err != nil {
+		t.Fatal(err)
 	}
 }
 
