@@ -18,13 +18,51 @@ import (
 	"teekms/internal/durable/durabletest"
 )
 
-// onBoth runs a test on the real file system and on the model, so that what is
-// proven on the model is about the real one.
-func onBoth(t *testing.T, test func(t *testing.T, fsys durable.FS, dir string)) {
+// onEach runs a test on the real file system, in each way that leads to it, and on
+// the model, so that what is proven on the model is about the real one.
+func onEach(t *testing.T, test func(t *testing.T, fsys durable.FS, dir string)) {
+	onEachUnlocked(t, test)
+	t.Run("within a locked directory", func(t *testing.T) {
+		fsys, dir := within(t, t.TempDir())
+		test(t, fsys, dir)
+	})
+	t.Run("within a locked directory of others", func(t *testing.T) {
+		fsys, dir := within(t, sharedDir(t))
+		test(t, fsys, dir)
+	})
+}
+
+func onEachUnlocked(t *testing.T, test func(t *testing.T, fsys durable.FS, dir string)) {
 	t.Run("os", func(t *testing.T) { test(t, durable.OS{}, t.TempDir()) })
+	t.Run("within", func(t *testing.T) {
+		dir := t.TempDir()
+		test(t, durable.NewWithin(dir), dir)
+	})
 	t.Run("model", func(t *testing.T) {
 		test(t, durabletest.NewDisk("/d").FS(durabletest.Plan{}), "/d")
 	})
+}
+
+// within locks a directory.
+func within(t *testing.T, dir string) (fsys *durable.Within, _ string) {
+	t.Helper()
+	fsys = durable.NewWithin(dir)
+	unlock, err := fsys.Lock(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(unlock)
+	return fsys, dir
+}
+
+// sharedDir is a directory that everybody can write.
+func sharedDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func read(t *testing.T, fsys durable.FS, name string) string {
@@ -46,7 +84,7 @@ func perm(t *testing.T, fsys durable.FS, name string) fs.FileMode {
 }
 
 func TestWriteNew(t *testing.T) {
-	onBoth(t, func(t *testing.T, fsys durable.FS, dir string) {
+	onEach(t, func(t *testing.T, fsys durable.FS, dir string) {
 		name := filepath.Join(dir, "f")
 		if err := durable.WriteNew(fsys, name, []byte("one"), 0o640); err != nil {
 			t.Fatal(err)
@@ -67,7 +105,7 @@ func TestWriteNew(t *testing.T) {
 }
 
 func TestWriteFileReplaces(t *testing.T) {
-	onBoth(t, func(t *testing.T, fsys durable.FS, dir string) {
+	onEach(t, func(t *testing.T, fsys durable.FS, dir string) {
 		name := filepath.Join(dir, "f")
 		// The remainder of a writer that crashed is in the way.
 		if err := durable.WriteNew(fsys, filepath.Join(dir, ".f.tmp"), []byte("remains"), 0o600); err != nil {
@@ -89,7 +127,7 @@ func TestWriteFileReplaces(t *testing.T) {
 }
 
 func TestMkdirAll(t *testing.T) {
-	onBoth(t, func(t *testing.T, fsys durable.FS, dir string) {
+	onEach(t, func(t *testing.T, fsys durable.FS, dir string) {
 		a, b := filepath.Join(dir, "a"), filepath.Join(dir, "a", "b")
 		made, err := durable.MkdirAll(fsys, b, 0o755)
 		if diff := cmp.Diff([]string{a, b}, made); err != nil || diff != "" {
@@ -114,7 +152,7 @@ func TestMkdirAll(t *testing.T) {
 }
 
 func TestRenames(t *testing.T) {
-	onBoth(t, func(t *testing.T, fsys durable.FS, dir string) {
+	onEach(t, func(t *testing.T, fsys durable.FS, dir string) {
 		a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 		for name, text := range map[string]string{a: "A", b: "B"} {
 			if err := durable.WriteNew(fsys, name, []byte(text), 0o600); err != nil {
@@ -147,7 +185,7 @@ func TestRenames(t *testing.T) {
 }
 
 func TestOverwrite(t *testing.T) {
-	onBoth(t, func(t *testing.T, fsys durable.FS, dir string) {
+	onEach(t, func(t *testing.T, fsys durable.FS, dir string) {
 		name, text := filepath.Join(dir, "f"), strings.Repeat("secret", 1000)
 		if err := durable.WriteNew(fsys, name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -218,7 +256,7 @@ func TestOverwriteSparesOtherNames(t *testing.T) {
 }
 
 func TestErrorsAgree(t *testing.T) {
-	onBoth(t, func(t *testing.T, fsys durable.FS, dir string) {
+	onEach(t, func(t *testing.T, fsys durable.FS, dir string) {
 		file, sub, none := filepath.Join(dir, "file"), filepath.Join(dir, "sub"), filepath.Join(dir, "none")
 		if err := durable.WriteNew(fsys, file, []byte("12345"), 0o600); err != nil {
 			t.Fatal(err)
@@ -292,7 +330,7 @@ func TestReadFileRefusesANamedPipe(t *testing.T) {
 }
 
 func TestLock(t *testing.T) {
-	onBoth(t, func(t *testing.T, fsys durable.FS, dir string) {
+	onEachUnlocked(t, func(t *testing.T, fsys durable.FS, dir string) {
 		unlock, err := fsys.Lock(t.Context(), dir)
 		if err != nil {
 			t.Fatal(err)

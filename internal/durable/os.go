@@ -15,6 +15,15 @@ import (
 // lockPoll is how often a held lock is tried again.
 const lockPoll = 10 * time.Millisecond
 
+// maxOverwrite bounds what is overwritten: a sparse file has no end.
+const maxOverwrite = 64 << 20
+
+var (
+	errNotRegular = errors.New("not a regular file")
+	errOtherName  = errors.New("has another name")
+	errTooLarge   = errors.New("too large to be overwritten")
+)
+
 // OS is the file system of the operating system.
 type OS struct{}
 
@@ -33,19 +42,23 @@ func (OS) ReadFile(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
+	return readAll(f, limit)
+}
+
+func readAll(f *os.File, limit int64) ([]byte, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
+		return nil, &fs.PathError{Op: "read", Path: f.Name(), Err: errNotRegular}
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("more than %d bytes", limit)}
+		return nil, &fs.PathError{Op: "read", Path: f.Name(), Err: fmt.Errorf("more than %d bytes", limit)}
 	}
 	return data, nil
 }
@@ -67,29 +80,45 @@ func (OS) Rename(oldName, newName string) error { return os.Rename(oldName, newN
 
 // RenameNew is Rename, but fails with fs.ErrExist where something has the new
 // name. On file systems that cannot do both at once (NFS) it looks first.
-func (o OS) RenameNew(oldName, newName string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, oldName, unix.AT_FDCWD, newName, unix.RENAME_NOREPLACE)
-	switch {
-	case err == nil:
-		return nil
-	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS):
+func (OS) RenameNew(oldName, newName string) error {
+	if err := renameNewAt(unix.AT_FDCWD, oldName, unix.AT_FDCWD, newName); err != nil {
 		return &os.LinkError{Op: "rename", Old: oldName, New: newName, Err: err}
 	}
-	if _, err := os.Lstat(newName); err == nil {
-		return &os.LinkError{Op: "rename", Old: oldName, New: newName, Err: fs.ErrExist}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return o.Rename(oldName, newName)
+	return nil
 }
 
-// Overwrite writes zeros over a regular file with one name, and syncs them.
+func renameAt(from int, oldName string, to int, newName string) error {
+	return unix.Renameat(from, oldName, to, newName)
+}
+
+func renameNewAt(from int, oldName string, to int, newName string) error {
+	err := unix.Renameat2(from, oldName, to, newName, unix.RENAME_NOREPLACE)
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	var there unix.Stat_t
+	switch err := unix.Fstatat(to, newName, &there, unix.AT_SYMLINK_NOFOLLOW); {
+	case err == nil:
+		return unix.EEXIST
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return renameAt(from, oldName, to, newName)
+}
+
+// Overwrite writes zeros over a regular file with one name and at most 64 MiB,
+// and syncs them.
 func (OS) Overwrite(name string) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
-	if err := overwrite(f); err != nil {
+	return closing(f, overwrite(f))
+}
+
+// closing closes a file after what was done with it.
+func closing(f *os.File, err error) error {
+	if err != nil {
 		// The first error is the one that tells what happened.
 		_ = f.Close()
 		return err
@@ -102,11 +131,17 @@ func overwrite(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	if !info.Mode().IsRegular() {
-		return &fs.PathError{Op: "overwrite", Path: f.Name(), Err: errors.New("not a regular file")}
+	var refused error
+	switch {
+	case !info.Mode().IsRegular():
+		refused = errNotRegular
+	case Links(info) > 1:
+		refused = errOtherName
+	case info.Size() > maxOverwrite:
+		refused = errTooLarge
 	}
-	if Links(info) > 1 {
-		return &fs.PathError{Op: "overwrite", Path: f.Name(), Err: errors.New("has another name")}
+	if refused != nil {
+		return &fs.PathError{Op: "overwrite", Path: f.Name(), Err: refused}
 	}
 	zeros := make([]byte, 4096)
 	for at := int64(0); at < info.Size(); at += int64(len(zeros)) {
@@ -127,16 +162,12 @@ func (OS) Sync(name string) error { return sync(name) }
 func (OS) SyncDir(name string) error { return sync(name) }
 
 func sync(name string) error {
-	f, err := os.Open(name)
+	// Not blocking, as in ReadFile.
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		// The first error is the one that tells what happened.
-		_ = f.Close()
-		return err
-	}
-	return f.Close()
+	return closing(f, f.Sync())
 }
 
 // Lock takes flock(2) on the directory itself, so that no lock file is left in
@@ -146,7 +177,7 @@ func (OS) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(ctx, f); err != nil {
+	if err := flock(ctx, f, name); err != nil {
 		// The lock's error is the one that tells what happened.
 		_ = f.Close()
 		return nil, err
@@ -155,7 +186,7 @@ func (OS) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-func flock(ctx context.Context, f *os.File) error {
+func flock(ctx context.Context, f *os.File, name string) error {
 	tick := time.NewTicker(lockPoll)
 	defer tick.Stop()
 	for {
@@ -166,11 +197,11 @@ func flock(ctx context.Context, f *os.File) error {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case !errors.Is(err, unix.EWOULDBLOCK):
-			return &fs.PathError{Op: "flock", Path: f.Name(), Err: err}
+			return &fs.PathError{Op: "flock", Path: name, Err: err}
 		}
 		select {
 		case <-ctx.Done():
-			return &fs.PathError{Op: "flock", Path: f.Name(), Err: fmt.Errorf("held by another process: %w", ctx.Err())}
+			return &fs.PathError{Op: "flock", Path: name, Err: fmt.Errorf("held by another process: %w", ctx.Err())}
 		case <-tick.C:
 		}
 	}
