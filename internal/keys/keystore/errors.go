@@ -46,8 +46,8 @@ var errChanged = errors.New("was written by another process since it was opened;
 // opened.
 var errForeignRoots = errors.New("holds other keys than when it was opened")
 
-// listError says that the key directory itself could not be listed: whether it
-// has a stage is not known.
+// listError says that the key directory itself could not be listed, or that a link
+// is in the place of the stage: whether there is one is not known.
 type listError struct{ error }
 
 func (e listError) Unwrap() error { return e.error }

@@ -34,6 +34,8 @@ const (
 	secretMode fs.FileMode = 0o600
 	publicMode fs.FileMode = 0o644
 	othersMask fs.FileMode = 0o077
+
+	everybodyWrites fs.FileMode = 0o002
 )
 
 const (

@@ -66,7 +66,7 @@ func commitChild(dir, stop string) int {
 		return fail(err)
 	}
 	fmt.Printf("keys %x\n", roots.CAPublic())
-	s, err := keystore.Open(context.Background(), keystore.Config{Dir: dir, FS: told(stopAt)})
+	s, err := keystore.Open(context.Background(), keystore.Config{Dir: dir, FS: told(dir, stopAt)})
 	if err != nil {
 		return fail(err)
 	}
@@ -92,7 +92,7 @@ func sealChild(dir, stop string) int {
 	if err != nil {
 		return fail(err)
 	}
-	cfg := keystore.Config{Dir: dir, FS: told(stopAt), Now: clock}
+	cfg := keystore.Config{Dir: dir, FS: told(dir, stopAt), Now: clock}
 	s, err := keystore.Open(context.Background(), cfg)
 	if errors.Is(err, keystore.ErrSealed) {
 		cfg.Sealer = here
@@ -110,7 +110,7 @@ func sealChild(dir, stop string) int {
 
 // told is the real file system, which tells of each step and at one of them waits
 // to be killed.
-func told(stopAt int) durable.FS {
+func told(dir string, stopAt int) durable.FS {
 	steps := 0
 	tell := func(when string) func(string) {
 		return func(step string) {
@@ -121,7 +121,7 @@ func told(stopAt int) durable.FS {
 			}
 		}
 	}
-	return durabletest.Observed{FS: durable.OS{}, Before: tell("before"), After: tell("after")}
+	return durabletest.Observed{FS: durable.NewWithin(dir), Before: tell("before"), After: tell("after")}
 }
 
 func fail(err error) int {

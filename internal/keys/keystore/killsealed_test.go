@@ -30,7 +30,7 @@ func sealedChild(what, dir, stop string) int {
 	if err != nil {
 		return fail(err)
 	}
-	s, err := keystore.Open(context.Background(), keystore.Config{Dir: dir, FS: told(stopAt), Now: clock, Sealer: here})
+	s, err := keystore.Open(context.Background(), keystore.Config{Dir: dir, FS: told(dir, stopAt), Now: clock, Sealer: here})
 	if what == "contend" && err != nil && strings.Contains(err.Error(), "other processes keep writing it") {
 		fmt.Println("done")
 		return 0

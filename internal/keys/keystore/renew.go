@@ -10,7 +10,6 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"go.uber.org/zap"
@@ -73,7 +72,7 @@ func (s *Store) replaceRPC(ctx context.Context, c *contents) error {
 	if err := s.checkSameKeys(c); err != nil {
 		return err
 	}
-	if err := s.fs.Mkdir(filepath.Join(s.dir, stageDir), stageMode); err != nil {
+	if err := s.makeStage(); err != nil {
 		return s.writeError(rpcCert, err)
 	}
 	// One file needs no marker: the rename decides.

@@ -144,10 +144,10 @@ func (s *Store) seal(ctx context.Context, sealer Sealer, files fileSet) (fileSet
 // ReadPrivate returns those of the private files root-ca.key, root-k256.key,
 // rpc.key and tmp-ca.key that a directory has, as they are on disk, sealed or
 // not. An interrupted write is brought to its end first, as [Open] does; nothing
-// is opened, repaired or judged. fsys nil is durable.OS.
+// is opened, repaired or judged. fsys nil is durable.Within the directory.
 func ReadPrivate(ctx context.Context, dir string, fsys durable.FS) (map[string][]byte, error) {
 	if fsys == nil {
-		fsys = durable.OS{}
+		fsys = durable.NewWithin(dir)
 	}
 	s := &Store{dir: filepath.Clean(dir), fs: fsys, log: zap.NewNop()}
 	unlock, err := s.lock(ctx)

@@ -36,10 +36,9 @@ func (f fileSet) only(names []string) fileSet {
 
 func (s *Store) staged(name string) string { return filepath.Join(s.dir, stageDir, name) }
 
-// hasStage reports whether there is a stage. One that is a link, or that neither
-// this user nor the owner of the directory or of its keys made, is an error: what is in it was
-// not written here, and what it leads to is not ours to move, overwrite or
-// remove.
+// hasStage reports whether there is a stage. One that is a link is an error, and
+// one that is not believed: what is in it was not written here, and what it leads
+// to is not ours to move, overwrite or remove.
 func (s *Store) hasStage() (bool, error) {
 	entries, err := s.fs.ReadDir(s.dir)
 	if err != nil {
@@ -50,26 +49,47 @@ func (s *Store) hasStage() (bool, error) {
 		return false, nil
 	}
 	if !entries[i].IsDir() {
-		return false, fmt.Errorf("%s is no directory: remove it", s.path(stageDir))
+		return false, listError{fmt.Errorf("%s is no directory: remove it", s.path(stageDir))}
 	}
-	stage, err := entries[i].Info()
-	if err != nil {
-		return false, pathError("reading", s.path(stageDir), err)
+	return true, s.believeStage()
+}
+
+// believeStage refuses a stage that neither this user nor the owner of the
+// directory or of its keys made, and one that everybody can write. What it looked
+// at is the stage until the lock is let go, whatever comes into its place.
+func (s *Store) believeStage() error {
+	stage, err := s.fs.Stat(s.path(stageDir))
+	switch {
+	case err != nil:
+		return pathError("reading", s.path(stageDir), err)
+	case !stage.IsDir():
+		return listError{fmt.Errorf("%s is no directory: remove it", s.path(stageDir))}
+	case stage.Mode()&everybodyWrites != 0:
+		return fmt.Errorf("%s can be written by everybody: remove it", s.path(stageDir))
 	}
 	owner := durable.Owner(stage)
 	if owner == os.Geteuid() {
-		return true, nil
+		return nil
 	}
 	for _, path := range []string{s.dir, s.path(rootCAKey)} {
 		info, err := s.fs.Stat(path)
 		switch {
 		case err == nil && durable.Owner(info) == owner:
-			return true, nil
+			return nil
 		case err != nil && !errors.Is(err, fs.ErrNotExist):
-			return false, pathError("reading", path, err)
+			return pathError("reading", path, err)
 		}
 	}
-	return false, fmt.Errorf("%s belongs to another user (%d) than %s: run this as that user, or remove it if it is not of this KMS", s.path(stageDir), owner, s.dir)
+	return fmt.Errorf("%s belongs to another user (%d) than %s: run this as that user, or remove it if it is not of this KMS", s.path(stageDir), owner, s.dir)
+}
+
+// makeStage makes the stage, and looks at it: somebody else's may be in its place
+// already.
+func (s *Store) makeStage() error {
+	if err := s.fs.Mkdir(s.path(stageDir), stageMode); err != nil {
+		return err
+	}
+	return s.believeStage()
 }
 
 // stage writes the files and then their marker into the stage, each step durable
@@ -89,7 +109,7 @@ func (s *Store) stageFiles(files fileSet) error {
 	// The root CA key goes first, so that a directory that cannot be written is
 	// reported with its path.
 	slices.Reverse(names)
-	if err := s.fs.Mkdir(filepath.Join(s.dir, stageDir), stageMode); err != nil {
+	if err := s.makeStage(); err != nil {
 		return s.writeError(names[0], err)
 	}
 	for _, name := range names {
@@ -150,15 +170,18 @@ func (s *Store) discard() error {
 	if err != nil || !there {
 		return err
 	}
-	stage := filepath.Join(s.dir, stageDir)
+	stage := s.path(stageDir)
 	entries, err := s.fs.ReadDir(stage)
 	if err != nil {
 		return pathError("reading", stage, err)
 	}
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), oldSuffix) {
+		switch name := e.Name(); {
+		case strings.HasSuffix(name, oldSuffix):
 			// It may be the only copy of a root key.
-			return fmt.Errorf("%s is left of a resealing whose marker is damaged: put it back in its place in %s, or remove it if the file there is whole", s.staged(e.Name()), s.dir)
+			return fmt.Errorf("%s is left of a resealing whose marker is damaged: put it back in its place in %s, or remove it if the file there is whole", s.staged(name), s.dir)
+		case name != markerFile && !isOurs(name):
+			return fmt.Errorf("%s is no file of a key directory: put it elsewhere", s.staged(name))
 		}
 	}
 	if err := s.fs.Remove(s.staged(markerFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -303,4 +326,4 @@ func (s *Store) syncMarker() error {
 	return s.syncStage()
 }
 
-func (s *Store) syncStage() error { return s.fs.SyncDir(filepath.Join(s.dir, stageDir)) }
+func (s *Store) syncStage() error { return s.fs.SyncDir(s.path(stageDir)) }

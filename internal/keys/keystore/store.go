@@ -34,7 +34,7 @@ type Config struct {
 	// Sealer seals the private files and opens them. Optional: without it they
 	// are plain.
 	Sealer Sealer
-	// FS is the file system. Default durable.OS.
+	// FS is the file system. Default durable.Within the directory.
 	FS durable.FS
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
@@ -84,7 +84,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{dir: filepath.Clean(cfg.Dir), domain: cfg.Domain, fs: cfg.FS, now: cfg.Now, log: cfg.Log, sealer: cfg.Sealer}
 	if s.fs == nil {
-		s.fs = durable.OS{}
+		s.fs = durable.NewWithin(s.dir)
 	}
 	if s.now == nil {
 		s.now = time.Now //nolint:forbidigo // the default of an injected clock

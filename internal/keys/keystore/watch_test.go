@@ -140,7 +140,7 @@ func modelPlace() (place, *durabletest.Disk) {
 
 func osPlace(t *testing.T) place {
 	dir := filepath.Join(t.TempDir(), "etc", "certs")
-	return place{dir, durable.OS{}, func() []string { return below(t, filepath.Dir(filepath.Dir(dir))) }, func(name string) { remove(t, dir, name) }}
+	return place{dir, durable.NewWithin(dir), func() []string { return below(t, filepath.Dir(filepath.Dir(dir))) }, func(name string) { remove(t, dir, name) }}
 }
 
 // TestNothingInTheClear looks at all that is on the disk, in the stage, in the
