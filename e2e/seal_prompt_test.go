@@ -82,7 +82,9 @@ func TestPassphraseIsAskedFor(t *testing.T) {
 	t.Run("a wrong one", func(t *testing.T) {
 		term := newTerminal(t)
 		p := term.onTerminal(t, k, "dstack-kms")
-		term.types(t, p, promptOpen, "canary of another\n")
+		for _, question := range []string{promptOpen, promptSecond, promptThird} {
+			term.types(t, p, question, "canary of another\n")
+		}
 		if code := p.wait(t, patience); code != 1 || !strings.Contains(lastLine(p.stderr.String()), "wrong passphrase") {
 			t.Errorf("exit status %d, want 1 and that it is the wrong one\n%s", code, p.stderr)
 		}
