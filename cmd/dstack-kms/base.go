@@ -61,7 +61,7 @@ func (b *base) registerMetrics() (err error) {
 	}
 	for name, notAfter := range map[string]func() time.Time{
 		"root": func() time.Time { return root.NotAfter },
-		"rpc":  func() time.Time { return b.Keys.RPCCertificate().Leaf.NotAfter },
+		"rpc":  func() time.Time { return b.rpcLeaf().NotAfter },
 	} {
 		if err := observe.RegisterCertificate(b.Metrics, name, notAfter); err != nil {
 			return err

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -10,17 +12,20 @@ import (
 	"maps"
 	"strconv"
 	"strings"
+	"time"
 
 	"teekms/cmd/internal/buildinfo"
 	"teekms/internal/audit"
 	"teekms/internal/keys/keystore"
+	"teekms/internal/serve"
 	"teekms/internal/storage"
+	"teekms/services/kms"
 )
 
 // recordStart records what is to be known before anything is released: how the
-// keys came to be, what the KMS was configured with, and that it starts. The
-// first of a log is made later than it happened, because onboarding has no
-// database.
+// keys came to be, what the KMS was configured with, the certificate that it
+// shows, and that it starts. The first of a log is made later than it happened,
+// because onboarding has no database.
 func (s *kmsServer) recordStart(ctx context.Context) error {
 	size, err := s.audit.Size(ctx)
 	if err != nil {
@@ -30,7 +35,8 @@ func (s *kmsServer) recordStart(ctx context.Context) error {
 	if size == 0 || s.settings.clear {
 		events = append(events, s.originEvent())
 	}
-	events = append(events, s.configurationEvent(), audit.Event{Kind: audit.Start, Fields: s.processFields()})
+	events = append(events, s.configurationEvent(), kms.CertificateRecord(s.rpcLeaf(), "start"),
+		audit.Event{Kind: audit.Start, Fields: s.processFields()})
 	for _, e := range events {
 		if _, err := s.audit.Append(ctx, e); err != nil && !errors.Is(err, audit.ErrDuplicate) {
 			return fmt.Errorf("recording %q in the audit log: %w", e.Kind, err)
@@ -100,4 +106,32 @@ func (s *kmsServer) configurationEvent() audit.Event {
 // processFields say which process it is.
 func (s *kmsServer) processFields() map[string]string {
 	return map[string]string{"version": s.Version, "revision": buildinfo.Revision(revision), "domain": s.Keys.Domain()}
+}
+
+// recorded is a renewal whose certificates are in the audit log before they are
+// put in use. One that cannot be recorded is kept, and recorded by the next try,
+// so that none is issued without a record because the database was away.
+func recorded(renewal serve.RenewConfig, log audit.Recorder) serve.RenewConfig {
+	issue := renewal.Issue
+	var waiting *tls.Certificate
+	var event audit.Event
+	renewal.Issue = func(ctx context.Context) (tls.Certificate, error) {
+		if waiting == nil {
+			issued, err := issue(ctx)
+			if err != nil {
+				return tls.Certificate{}, err
+			}
+			waiting, event = &issued, kms.CertificateRecord(issued.Leaf, "renewal")
+			// The same event at every try: it may have been recorded all the same.
+			event.Time = time.Now()
+			_, _ = rand.Read(event.ID[:]) // never fails
+		}
+		if _, err := log.Append(ctx, event); err != nil {
+			return tls.Certificate{}, fmt.Errorf("recording it in the audit log: %w", err)
+		}
+		issued := *waiting
+		waiting = nil
+		return issued, nil
+	}
+	return renewal
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"net/http"
 	"sync"
 	"time"
@@ -76,7 +77,7 @@ func (s *kmsServer) run(ctx context.Context) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer stop()
-	background.Go(func() { s.certificate.RenewLoop(ctx, s.renewal) })
+	background.Go(func() { s.certificate.RenewLoop(ctx, recorded(s.renewal, s.audit)) })
 	background.Go(func() { s.RefreshCollateral(ctx) })
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range s.listeners {
@@ -173,6 +174,15 @@ func scheme(c *tls.Config) string {
 		return "http"
 	}
 	return "https"
+}
+
+// rpcLeaf is the RPC certificate that is served: the key directory may have a
+// newer one that is not recorded yet.
+func (b *base) rpcLeaf() *x509.Certificate {
+	if served, err := b.certificate.Get(nil); err == nil {
+		return served.Leaf
+	}
+	return b.Keys.RPCCertificate().Leaf
 }
 
 // newRenewal reissues the RPC certificate, with the Evidence of its key.

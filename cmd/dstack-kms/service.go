@@ -187,7 +187,7 @@ func (s *kmsServer) ready() error {
 		return errors.New("shutting down")
 	default:
 	}
-	if time.Now().After(s.Keys.RPCCertificate().Leaf.NotAfter) {
+	if time.Now().After(s.rpcLeaf().NotAfter) {
 		return errors.New("the RPC certificate has expired")
 	}
 	return s.alive.check()

@@ -7,9 +7,14 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"teekms/internal/storage/storagetest/server"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// servers are the databases of the tests.
+var servers server.Group
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(servers.Main(m)) }
 
 // accepted accepts once, in the background.
 func accepted(l net.Listener) <-chan error {

@@ -22,6 +22,7 @@ const (
 	ReleaseAppKey   Kind = "app_key"
 	ReleaseRootKeys Kind = "root_keys"
 	Certificate     Kind = "certificate"
+	RPCCertificate  Kind = "rpc_certificate"
 	Denial          Kind = "denial"
 )
 
@@ -29,7 +30,7 @@ const (
 func Kinds() []Kind {
 	return []Kind{
 		Bootstrap, Onboard, Start, Stop, Configuration, DatabaseCleared, RegistryChange,
-		ReleaseAppKey, ReleaseRootKeys, Certificate, Denial,
+		ReleaseAppKey, ReleaseRootKeys, Certificate, RPCCertificate, Denial,
 	}
 }
 

@@ -95,6 +95,14 @@ func certificateFields(fields map[string]string, c *x509.Certificate) {
 	fields["not_after"] = c.NotAfter.UTC().Format(time.RFC3339)
 }
 
+// CertificateRecord is what the audit log keeps of a certificate that the KMS
+// issues to itself, and why it did: "start" or "renewal".
+func CertificateRecord(c *x509.Certificate, reason string) audit.Event {
+	fields := map[string]string{"reason": reason}
+	certificateFields(fields, c)
+	return audit.Event{Kind: audit.RPCCertificate, Fields: fields}
+}
+
 // maxRecorded is the most bytes of a value in the audit log; all that existing
 // guests measure is far smaller.
 const maxRecorded = 20 << 10
