@@ -14,6 +14,33 @@ type Observed struct {
 	// Before and After are called with the operation and the last element of
 	// the path. Required.
 	Before, After func(step string)
+	// Looks is called before each call that only reads, as "stat rpc.crt".
+	// Optional.
+	Looks func(step string)
+}
+
+func (o Observed) look(op, name string) {
+	if o.Looks != nil {
+		o.Looks(op + " " + filepath.Base(name))
+	}
+}
+
+// ReadFile tells of "read NAME".
+func (o Observed) ReadFile(name string, limit int64) ([]byte, error) {
+	o.look("read", name)
+	return o.FS.ReadFile(name, limit)
+}
+
+// ReadDir tells of "readdir NAME".
+func (o Observed) ReadDir(name string) ([]fs.DirEntry, error) {
+	o.look("readdir", name)
+	return o.FS.ReadDir(name)
+}
+
+// Stat tells of "stat NAME".
+func (o Observed) Stat(name string) (fs.FileInfo, error) {
+	o.look("stat", name)
+	return o.FS.Stat(name)
 }
 
 func (o Observed) tell(op, name string, do func() error) error {

@@ -132,13 +132,15 @@ type tally struct {
 	n  map[string]int
 }
 
-func (c *tally) add(format string, args ...any) {
+func (c *tally) add(format string, args ...any) { c.more(fmt.Sprintf(format, args...), 1) }
+
+func (c *tally) more(what string, n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.n == nil {
 		c.n = map[string]int{}
 	}
-	c.n[fmt.Sprintf(format, args...)]++
+	c.n[what] += n
 }
 
 func (c *tally) get(name string) int {
