@@ -297,9 +297,11 @@ func TestSealIsSafeToKill(t *testing.T) {
 			v.prepare(t, tt.before)
 			before := v.files(t)
 			counts := map[string]int{}
-			for n := 0; counts["killed"] < kills; n++ {
-				if n > 6*kills {
-					t.Fatalf("of %d processes only %d could be killed", n, counts["killed"])
+			// When exactly they die is the machine's: on a busy one more are needed.
+			end := time.Now().Add(3 * time.Minute)
+			for n := 0; counts["killed"] < kills || counts["in the commit"] < kills/3; n++ {
+				if time.Now().After(end) {
+					t.Fatalf("of %d processes only %d could be killed, %d of them in the commit", n, counts["killed"], counts["in the commit"])
 				}
 				v.restore(t, before)
 				k := v.kill(t, n, tt.args...)
@@ -324,9 +326,6 @@ func TestSealIsSafeToKill(t *testing.T) {
 				count(counts, k, state)
 			}
 			t.Logf("%v", counts)
-			if counts["in the commit"] < kills/3 {
-				t.Errorf("only %d kills were in the commit", counts["in the commit"])
-			}
 		})
 	}
 }

@@ -62,7 +62,7 @@ func (v *victim) atTerminal(t *testing.T, args ...string) *person {
 // answer waits for a question and types.
 func (p *person) answer(t *testing.T, question, text string) {
 	t.Helper()
-	for range 2000 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		p.mu.Lock()
 		at := bytes.Index(p.shown.Bytes()[p.read:], []byte(question))
 		if at >= 0 {
@@ -78,7 +78,7 @@ func (p *person) answer(t *testing.T, question, text string) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	t.Fatalf("after ten seconds the terminal shows %q, want %q", p.shown.String(), question)
+	t.Fatalf("after a minute the terminal shows %q, want %q", p.shown.String(), question)
 }
 
 // end waits for the process, and returns its exit code and all that was shown.

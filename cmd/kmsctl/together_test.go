@@ -50,7 +50,8 @@ func TestTwoAtOnce(t *testing.T) {
 			v.addRecipient(t) // so that there is something to add
 			counts := map[string]int{}
 			var late atomic.Int32
-			for range rounds {
+			end := time.Now().Add(time.Minute) // until two have met, which is the machine's
+			for n := 0; n < rounds || late.Load() == 0 && time.Now().Before(end); n++ {
 				v.restore(t, before)
 				var all sync.WaitGroup
 				for _, args := range [][]string{tt.first, tt.second} {
@@ -133,15 +134,15 @@ func TestBesideAKMS(t *testing.T) {
 	v.prepare(t, "passphrase escrow")
 	ctx, cancel := context.WithCancel(t.Context())
 	var kms sync.WaitGroup
-	starts, refused, renewals := 0, 0, 0
+	var starts, refused, renewals atomic.Int32
 	long := v.start(t) // was there before
 	kms.Go(func() {
 		for ctx.Err() == nil {
 			switch got := open(v.dir); { //nolint:contextcheck // a KMS starts with a context of its own
 			case strings.HasSuffix(got, " "+v.roots):
-				starts++
+				starts.Add(1)
 			case strings.HasSuffix(got, busy):
-				refused++
+				refused.Add(1)
 			default:
 				t.Errorf("a KMS that starts finds %q, want the root keys %s", got, v.roots)
 			}
@@ -153,12 +154,16 @@ func TestBesideAKMS(t *testing.T) {
 			if err != nil && ctx.Err() == nil || err == nil && len(cert.Certificate) == 0 {
 				t.Errorf("RenewRPC() = %v, want a certificate", err)
 			}
-			renewals++
+			renewals.Add(1)
 			time.Sleep(5 * time.Millisecond) // the lock is for others too
 		}
 	})
-	changed := 0
-	for range rounds {
+	changed, tried := 0, 0
+	// Who gets a core when is the machine's: until there was enough of each at once.
+	enough := func() bool {
+		return changed >= rounds/2 && starts.Load() >= rounds/2 && refused.Load() <= starts.Load() && renewals.Load() >= rounds/2
+	}
+	for end := time.Now().Add(time.Minute); tried < rounds || !enough() && time.Now().Before(end); tried++ {
 		cmd, out := v.verb(t, "rotate")
 		err := cmd.Run()
 		if err == nil {
@@ -170,9 +175,9 @@ func TestBesideAKMS(t *testing.T) {
 	cancel()
 	kms.Wait()
 	v.wantWhole(t)
-	t.Logf("%d of %d rotations, %d starts and %d refused, %d renewals", changed, rounds, starts, refused, renewals)
-	if changed < rounds/2 || starts < rounds/2 || refused > starts || renewals < rounds/2 {
-		t.Errorf("only %d rotations, %d starts and %d renewals, want more of each at once", changed, starts, renewals)
+	t.Logf("%d of %d rotations, %d starts and %d refused, %d renewals", changed, tried, starts.Load(), refused.Load(), renewals.Load())
+	if !enough() {
+		t.Error("want more of each at once")
 	}
 }
 

@@ -89,8 +89,9 @@ whether the files have it, whether core.seal configures it, and whether it alone
 opens them here and now, or why not. Every seal is tried, so that a passphrase
 is asked for where it is to be typed.
 
-It ends with 0 where something opens the keys, also where they are plain and
-nothing is configured, else with 1.`,
+Where a private file is missing, damaged or not sealed as the others, all are
+listed. It ends with 0 where something opens the keys, also where they are plain
+and nothing is configured, else with 1, and says what to do about it.`,
 		Example: `  kmsctl seal status
   kmsctl seal status --config kms.toml --json`,
 		Args: noArgs,
@@ -219,10 +220,10 @@ func (f *sealFlags) status(cmd *cobra.Command, env Environment) error {
 	if err != nil {
 		return err
 	}
-	s, err := d.Status(cmd.Context())
+	s, failed := d.Status(cmd.Context())
 	f.asked()
-	if err != nil {
-		return undisturbed(cmd, err)
+	if s == nil {
+		return undisturbed(cmd, failed)
 	}
 	env.warn(s.Warnings)
 	if f.json {
@@ -232,7 +233,10 @@ func (f *sealFlags) status(cmd *cobra.Command, env Environment) error {
 		s.WriteText(p)
 		err = p.Err()
 	}
-	return errors.Join(s.Err(), err)
+	if failed == nil {
+		failed = s.Err()
+	}
+	return errors.Join(failed, err)
 }
 
 // change runs a verb that writes. Its result is shown where there is one, also

@@ -253,7 +253,7 @@ func wayOut(err error) error {
 // nothing where that depends on what else there is.
 func remedy(reason error) string {
 	if file, ok := errors.AsType[*seal.FileError](reason); ok {
-		if file.File == "rpc.key" || file.File == "tmp-ca.key" {
+		if madeAnew(file.File) {
 			return "remove " + file.File + ", and the KMS makes it anew at its next start"
 		}
 		return "restore the key directory from a backup"
@@ -264,6 +264,9 @@ func remedy(reason error) string {
 	}
 	return ""
 }
+
+// madeAnew says whether the KMS makes a private file anew that is missing.
+func madeAnew(name string) bool { return name == "rpc.key" || name == "tmp-ca.key" }
 
 // memory is what scrypt takes at a work factor.
 func memory(factor int) string {

@@ -11,8 +11,10 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"filippo.io/age"
@@ -201,16 +203,25 @@ func (d *Directory) change(ctx context.Context, decide func(*planner) (*plan, er
 // read returns the private files as they are, after an interrupted write was
 // brought to its end.
 func (d *Directory) read(ctx context.Context) (map[string][]byte, error) {
+	seals := ""
+	if len(d.cfg.Seals) > 0 {
+		seals = ", and seals what it makes"
+	}
 	files, err := keystore.ReadPrivate(ctx, d.cfg.Dir, d.fs)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no key directory %s: the KMS makes it, and seals what it makes", d.cfg.Dir)
+		return nil, fmt.Errorf("there is no key directory %s: the KMS makes it%s", d.cfg.Dir, seals)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("%w: run this as root, or as the user of the KMS", err)
 	case err != nil:
 		return nil, err
-	case len(files) == 0:
-		return nil, fmt.Errorf("the key directory %s has no private keys: the KMS makes them, and seals what it makes", d.cfg.Dir)
+	case len(files) > 0:
+		return files, nil
 	}
-	return files, nil
+	if _, err := os.Lstat(filepath.Join(d.cfg.Dir, "root-ca.crt")); err == nil {
+		return nil, fmt.Errorf("the private keys of %s are missing, and its root-ca.crt is there: restore the key directory from a backup", d.cfg.Dir)
+	}
+	return nil, fmt.Errorf("the key directory %s has no private keys: the KMS makes them%s", d.cfg.Dir, seals)
 }
 
 // inspect returns what the files are sealed to, nil where they are plain. It
@@ -218,6 +229,7 @@ func (d *Directory) read(ctx context.Context) (map[string][]byte, error) {
 func inspect(files map[string][]byte) (*seal.Header, error) {
 	var sealed, plain []string
 	var header *seal.Header
+	of := map[[16]byte][]string{}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		if !seal.Sealed(files[name]) {
 			plain = append(plain, name)
@@ -227,15 +239,32 @@ func inspect(files map[string][]byte) (*seal.Header, error) {
 		if err != nil {
 			return nil, err
 		}
-		if header != nil && header.Set != h.Set {
-			return nil, fmt.Errorf("%s and %s are not of one sealing: restore them from one backup", sealed[0], name)
-		}
 		sealed, header = append(sealed, name), h
+		of[h.Set] = append(of[h.Set], name)
 	}
 	if len(sealed) > 0 && len(plain) > 0 {
-		return nil, fmt.Errorf("%s is sealed and %s is not: restore them from one backup", sealed[0], plain[0])
+		return nil, fmt.Errorf("%s is sealed and %s is not: %s", sealed[0], plain[0], asOne(sealed, plain))
+	}
+	if len(of) > 1 {
+		groups := slices.SortedFunc(maps.Values(of), slices.Compare)
+		return nil, fmt.Errorf("%s and %s are not of one sealing: %s", groups[0][0], groups[1][0], asOne(groups...))
 	}
 	return header, nil
+}
+
+// asOne says how files become those of one sealing again that are of several.
+// Those that the root keys are among stay.
+func asOne(groups ...[]string) string {
+	var strange []string
+	for _, names := range groups {
+		if !slices.Contains(names, "root-ca.key") {
+			strange = append(strange, names...)
+		}
+	}
+	if slices.ContainsFunc(strange, func(name string) bool { return !madeAnew(name) }) {
+		return "restore them from one backup"
+	}
+	return "restore them from one backup, or remove " + strings.Join(strange, " and ") + ", which the KMS makes anew at its next start"
 }
 
 // reseal writes the files anew.

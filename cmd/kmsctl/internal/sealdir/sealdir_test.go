@@ -1,9 +1,11 @@
 package sealdir_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +17,9 @@ import (
 	"go.uber.org/zap"
 
 	"teekms/cmd/kmsctl/internal/sealdir"
+	"teekms/cmd/kmsctl/internal/terminal"
+	"teekms/internal/durable"
+	"teekms/internal/keys"
 	"teekms/internal/keys/seal"
 	"teekms/internal/keys/seal/tpm"
 )
@@ -354,6 +359,131 @@ func TestStatus(t *testing.T) {
 	}
 	if s, err = w.directory(t, nil).Status(t.Context()); err != nil || s.OK || len(s.Seals) != 3 || s.Seals[0].Reason != "core.seal is not configured" {
 		t.Errorf("Status() with nothing configured = %+v, %v, want all seals of the files", s, err)
+	}
+}
+
+// TestStatusOfWhatIsNotWhole looks at what an operator finds at night.
+func TestStatusOfWhatIsNotWhole(t *testing.T) {
+	const anew = "restore them from one backup, or remove rpc.key, which the KMS makes anew at its next start"
+	put := func(name string, data []byte) func(*testing.T, *world) {
+		return func(t *testing.T, w *world) {
+			if data == nil {
+				data = w.file(t, "root-k256.key")
+			}
+			if err := os.WriteFile(filepath.Join(w.dir, name), data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	remove := func(names ...string) func(*testing.T, *world) {
+		return func(t *testing.T, w *world) {
+			for _, name := range names {
+				if err := os.Remove(filepath.Join(w.dir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	tests := []struct {
+		name  string
+		harm  func(*testing.T, *world)
+		ok    bool
+		lines []string // of the text
+		want  string   // in the error, or in the notes where it is well
+	}{
+		{"whole", func(*testing.T, *world) {}, true, []string{"✓ passphrase   scrypt, work factor 10: opens here"}, ""},
+		{"a key that is made anew is missing", remove("rpc.key"), true, []string{"✗ rpc.key        missing", "– tmp-ca.key     sealed", "✓ passphrase   "},
+			"rpc.key is missing: the KMS makes it anew at its next start, and seals all private keys to what core.seal configures"},
+		{"a root key is missing", remove("root-ca.key"), false, []string{"✗ root-ca.key    missing", "✓ passphrase   "},
+			"root-ca.key is missing, and a root key is never made again: restore the key directory from a backup"},
+		{"all private files are missing", remove("root-ca.key", "root-k256.key", "rpc.key", "tmp-ca.key"), false, nil, "and its root-ca.crt is there: restore the key directory from a backup"},
+		{"an empty file", put("rpc.key", []byte{}), false, []string{"✗ rpc.key        damaged: it is empty"}, "root-ca.key is sealed and rpc.key is not: " + anew},
+		{"a plain file", put("rpc.key", bytes.Repeat([]byte("plain"), 100)), false, []string{"– rpc.key        plain"}, "root-ca.key is sealed and rpc.key is not: " + anew},
+		{"a plain root key", put("root-ca.key", bytes.Repeat([]byte("plain"), 100)), false, []string{"– root-ca.key    plain"}, "root-k256.key is sealed and root-ca.key is not: restore them from one backup"},
+		{"no header", put("root-ca.key", []byte("age-encryption.org/v1\n"+strings.Repeat("x", 200))), false, []string{"✗ root-ca.key    damaged: "}, "its header is damaged or cut off: restore the key directory from a backup"},
+		{"a file in the place of another", put("rpc.key", nil), false, []string{"✗ rpc.key        damaged: "}, "it holds root-k256.key: files were mixed up: remove rpc.key"},
+		{"a file of another sealing", func(t *testing.T, w *world) {
+			old := w.file(t, "rpc.key")
+			if _, err := w.directory(t, []seal.Seal{passphrase("correct horse")}).Rotate(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			put("rpc.key", old)(t, w)
+		}, false, []string{"✗ rpc.key        damaged: sealed otherwise"}, "root-ca.key and rpc.key are not of one sealing: " + anew},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			pass := passphrase("correct horse")
+			w.add(t, pass)
+			tt.harm(t, w)
+			s, err := w.directory(t, []seal.Seal{pass}).Status(t.Context())
+			if s == nil || s.OK != tt.ok || (err == nil && s.Err() == nil) != tt.ok || tt.ok != (s.Error == "") {
+				t.Fatalf("Status() = %+v, %v, want ok %t", s, err, tt.ok)
+			}
+			if err != nil && err.Error() != s.Error {
+				t.Errorf("Status() = %v beside the error %q, want the same", err, s.Error)
+			}
+			if got := s.Error + strings.Join(s.Notes, "\n"); !strings.Contains(got, tt.want) || tt.want == "" && got != "" {
+				t.Errorf("Status() says %q, want %q", got, tt.want)
+			}
+			var out bytes.Buffer
+			s.WriteText(terminal.New(&out, func(string) string { return "" }))
+			for _, line := range tt.lines {
+				if !strings.Contains(out.String(), "\n  "+line) {
+					t.Errorf("the text has no line %q:\n%s", line, &out)
+				}
+			}
+			if listed := strings.Contains(out.String(), "Private keys"); listed != (len(tt.lines) > 0 && tt.name != "whole") {
+				t.Errorf("the text lists the files: %t\n%s", listed, &out)
+			}
+			if text, err := json.Marshal(s); err != nil || strings.Contains(strings.ReplaceAll(string(text), `"made":null`, ""), "null") {
+				t.Errorf("the JSON is %s, %v, want no missing lists", text, err)
+			}
+		})
+	}
+}
+
+// unreadable are files of somebody else.
+type unreadable struct{ durable.FS }
+
+func (unreadable) ReadFile(path string, _ int64) ([]byte, error) {
+	return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrPermission}
+}
+
+func TestStatusSaysWhoMayReadTheFiles(t *testing.T) {
+	w := newWorld(t)
+	d := w.directory(t, []seal.Seal{passphrase("correct horse")})
+	d.Through(unreadable{sealdir.Owned(w.dir)})
+	want := "Permission denied: " + filepath.Join(w.dir, "root-ca.key") + ": run this as root, or as the user of the KMS"
+	if s, err := d.Status(t.Context()); err == nil || err.Error() != want || s == nil || s.Error != want {
+		t.Errorf("Status() = %+v, %v, want %q", s, err, want)
+	}
+}
+
+// Where nothing opens, nothing is advised that needs open files.
+func TestStatusAdvisesWhatCanBeDone(t *testing.T) {
+	w := newWorld(t)
+	w.add(t, passphrase("correct horse"), w.escrow(t))
+	s, err := w.directory(t, []seal.Seal{agent(t), w.escrow(t)}).Status(t.Context())
+	if err != nil || s.OK || len(s.Notes) > 0 {
+		t.Errorf("Status() = %+v, %v, want no notes", s, err)
+	}
+	nobody := seal.New(seal.KindPassphrase, seal.NewPassphrase(seal.PassphraseConfig{
+		Read: func(context.Context) (keys.Secret, error) { return keys.Secret{}, os.ErrNotExist }, WorkFactor: 10,
+	}))
+	const identity = "; the holder of the escrow has the way in: kmsctl seal rotate --identity FILE"
+	for _, tt := range []struct {
+		pass seal.Seal
+		want string
+	}{
+		{agent(t), "; who knows the passphrase has a way in: kmsctl seal rotate --old-passphrase-file FILE"},
+		{passphrase("wrong"), "; where the passphrase is another one now, the old one opens: kmsctl seal rotate --old-passphrase-file FILE"},
+		{nobody, "; see why the passphrase cannot be read: file does not exist"},
+	} {
+		s, err := w.directory(t, []seal.Seal{tt.pass}).Status(t.Context())
+		if want := "nothing opens the private keys here: passphrase (scrypt, work factor 10), escrow (1 recipient) would have to" + tt.want + identity; err != nil || s.Error != want {
+			t.Errorf("Status() with %s = %+v, %v, want %q", tt.pass, s, err, want)
+		}
 	}
 }
 

@@ -26,12 +26,13 @@ type Status struct {
 	// Seals are those of the files and the configured ones, in the order in which
 	// they are tried.
 	Seals []Tried `json:"seals"`
-	// Notes are what is to be done about it.
+	// Files are the private files as they are, without a look at their contents.
+	Files []privatefile.File `json:"files"`
+	// Error sums up what is not OK, and says what is to be done about it.
+	Error string `json:"error"`
+	// Notes are what else is to be done.
 	Notes    []string `json:"notes"`
 	Warnings []string `json:"warnings"`
-
-	// why sums up what is not OK.
-	why string
 }
 
 // Tried is how one seal fares.
@@ -53,35 +54,60 @@ func (s *Status) Err() error {
 	if s.OK {
 		return nil
 	}
-	return errors.New(s.why)
+	return errors.New(s.Error)
 }
 
-// Status looks at the files, and tries every seal.
+// Status looks at the files, and tries every seal. Beside an error is what there is
+// to show, nil where the context has ended.
 func (d *Directory) Status(ctx context.Context) (*Status, error) {
-	files, err := d.read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	header, err := inspect(files)
-	if err != nil {
-		return nil, wayOut(err)
-	}
 	s := &Status{Dir: d.cfg.Dir, Seals: []Tried{}, Notes: []string{}, Warnings: []string{}}
+	files, err := d.read(ctx)
+	var header *seal.Header
+	if err == nil {
+		header, err = inspect(files)
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	s.Files = privatefile.Look(d.cfg.Dir).Files
+	if err != nil {
+		err = wayOut(err)
+		s.Error = err.Error()
+		return s, err
+	}
 	if header == nil {
 		s.plain(d.cfg.Seals)
-		s.sort()
-		d.compare(s, files)
-		return s, nil
+	} else {
+		s.Sealed, s.Made = true, &header.Made
+		if err := d.try(ctx, s, header, files); err != nil {
+			return nil, err
+		}
+		s.judge(header)
 	}
-	s.Sealed, s.Made = true, &header.Made
-	if err := d.try(ctx, s, header, files); err != nil {
-		return nil, err
-	}
-	s.sort()
-	s.judge(header)
+	s.missing()
 	d.compare(s, files)
-	s.Warnings = append(s.Warnings, d.unmeasured(ctx)...)
+	if s.Sealed {
+		s.Warnings = append(s.Warnings, d.unmeasured(ctx)...)
+	}
 	return s, nil
+}
+
+// missing says what it means that private files are not there.
+func (s *Status) missing() {
+	for _, f := range s.Files {
+		switch {
+		case f.State != privatefile.Missing:
+		case madeAnew(f.Name):
+			note := f.Name + " is missing: the KMS makes it anew at its next start"
+			if s.Sealed {
+				note += ", and seals all private keys to what core.seal configures"
+			}
+			s.Notes = append(s.Notes, note)
+		default:
+			s.OK, s.Error = false, f.Name+" is missing, and a root key is never made again: restore the key directory from a backup"
+			return
+		}
+	}
 }
 
 // compare adds what the configuration has to say about the files.
@@ -101,11 +127,12 @@ func (s *Status) plain(configured []seal.Seal) {
 			Configured: true, Reason: "the files are not sealed",
 		})
 	}
-	s.OK = len(configured) == 0
-	s.why = "the private keys are not sealed, and core.seal is configured: `kmsctl seal add` seals them"
-	if s.OK {
+	s.sort()
+	if s.OK = len(configured) == 0; s.OK {
 		s.Notes = append(s.Notes, "the private keys are plain files; core.seal says what to seal them to, and `kmsctl seal add` does it")
+		return
 	}
+	s.Error = "the private keys are not sealed, and core.seal is configured: `kmsctl seal add` seals them"
 }
 
 // try has every seal open the files.
@@ -156,6 +183,7 @@ func detail(h *seal.Header, k seal.Kind) string {
 
 // judge sums up what was tried.
 func (s *Status) judge(header *seal.Header) {
+	s.sort()
 	var lacking, unused, closed []seal.Kind
 	for _, t := range s.Seals {
 		s.OK = s.OK || t.Opens
@@ -168,19 +196,10 @@ func (s *Status) judge(header *seal.Header) {
 			closed = append(closed, t.Kind)
 		}
 	}
-	if !s.OK {
-		s.why = s.wayIn(header)
-	}
-	if s.OK && len(closed) > 0 {
-		s.Notes = append(s.Notes, fmt.Sprintf("%s does not open the files here any more, and another seal does: "+
-			"`kmsctl seal rotate` seals to what is configured, as it is now", join(closed)))
-	}
-	if len(lacking) > 0 {
-		s.Notes = append(s.Notes, fmt.Sprintf("core.seal configures %s, which the files are not sealed to: `kmsctl seal add` adds it", join(lacking)))
-	}
-	if len(unused) > 0 && len(unused) < len(s.Seals) {
-		s.Notes = append(s.Notes, fmt.Sprintf("the files are sealed to %s, which core.seal does not configure: "+
-			"`kmsctl seal rotate` seals to what is configured alone", join(unused)))
+	if s.OK {
+		s.advise(closed, lacking, unused)
+	} else {
+		s.Error = s.wayIn(header) // what else might be done needs open files
 	}
 	var kinds []seal.Kind
 	for _, d := range header.Seals {
@@ -191,15 +210,27 @@ func (s *Status) judge(header *seal.Header) {
 	}
 }
 
+// advise says what to do about seals that do not open, that the files lack, and
+// that are not configured, where another seal opens.
+func (s *Status) advise(closed, lacking, unused []seal.Kind) {
+	if len(closed) > 0 {
+		s.Notes = append(s.Notes, fmt.Sprintf("%s does not open the files here any more, and another seal does: "+
+			"`kmsctl seal rotate` seals to what is configured, as it is now", join(closed)))
+	}
+	if len(lacking) > 0 {
+		s.Notes = append(s.Notes, fmt.Sprintf("core.seal configures %s, which the files are not sealed to: `kmsctl seal add` adds it", join(lacking)))
+	}
+	if len(unused) > 0 && len(unused) < len(s.Seals) {
+		s.Notes = append(s.Notes, fmt.Sprintf("the files are sealed to %s, which core.seal does not configure: "+
+			"`kmsctl seal rotate` seals to what is configured alone", join(unused)))
+	}
+}
+
 // wayIn says what opens files that nothing opens here.
 func (s *Status) wayIn(header *seal.Header) string {
-	var opening []seal.Kind
 	configured := false
 	for _, t := range s.Seals {
 		configured = configured || t.Configured
-		if t.InFiles && t.Kind != seal.KindEscrow {
-			opening = append(opening, t.Kind)
-		}
 		// A file that is not whole is opened by nobody.
 		if _, ok := errors.AsType[*seal.FileError](t.err); ok {
 			return wayOut(t.err).Error()
@@ -207,20 +238,37 @@ func (s *Status) wayIn(header *seal.Header) string {
 	}
 	why := "nothing opens the private keys here: " + privatefile.List(privatefile.Seals(header)) + " would have to"
 	if !configured {
+		var opening []seal.Kind
+		for _, t := range s.Seals {
+			if t.Kind != seal.KindEscrow {
+				opening = append(opening, t.Kind)
+			}
+		}
 		return why + "; core.seal is not configured: configure in it one of the seals of the files, " + join(opening)
 	}
 	for _, t := range s.Seals {
-		if hint := remedy(t.err); hint != "" {
-			return why + "; " + hint
-		}
-	}
-	if slices.ContainsFunc(header.Seals, func(d seal.Described) bool { return d.Kind == seal.KindEscrow }) {
-		why += "; the holder of the escrow has the way in: kmsctl seal rotate --identity FILE"
-	}
-	if slices.ContainsFunc(header.Seals, func(d seal.Described) bool { return d.Kind == seal.KindPassphrase }) {
-		why += "; where the passphrase is another one now, the old one opens: kmsctl seal rotate --old-passphrase-file FILE"
+		why += t.wayIn()
 	}
 	return why
+}
+
+// wayIn says what else one seal of the files may be opened with.
+func (t *Tried) wayIn() string {
+	switch {
+	case !t.InFiles:
+	case t.Kind == seal.KindEscrow:
+		return "; the holder of the escrow has the way in: kmsctl seal rotate --identity FILE"
+	case t.Kind != seal.KindPassphrase:
+	case !t.Configured:
+		return "; who knows the passphrase has a way in: kmsctl seal rotate --old-passphrase-file FILE"
+	case errors.Is(t.err, seal.ErrWrongPassphrase):
+		return "; where the passphrase is another one now, the old one opens: kmsctl seal rotate --old-passphrase-file FILE"
+	case remedy(t.err) != "":
+		return "; " + remedy(t.err)
+	default:
+		return "; see why the passphrase cannot be read: " + t.Reason
+	}
+	return ""
 }
 
 // sort brings the seals into the order in which they are tried, whether they are

@@ -14,11 +14,13 @@ const kindWidth = len("guest-agent")
 // WriteText writes the status for people.
 func (s *Status) WriteText(p *terminal.Printer) {
 	p.Line("Key directory  %s", s.Dir)
-	if s.Sealed {
+	switch {
+	case s.Sealed:
 		p.Line("Sealed         at %s", s.Made.Format(time.RFC3339))
-	} else {
+	case s.plainFiles():
 		p.Line("Sealed         no, the private keys are plain")
 	}
+	s.writeFiles(p)
 	for _, t := range s.Seals {
 		mark, text := t.line()
 		p.Marked(mark, string(t.Kind), kindWidth, text)
@@ -28,6 +30,40 @@ func (s *Status) WriteText(p *terminal.Printer) {
 	}
 	for _, n := range s.Notes {
 		p.Line("Note: %s.", n)
+	}
+}
+
+// plainFiles says whether all private files that are there are plain.
+func (s *Status) plainFiles() bool {
+	plain := false
+	for _, f := range s.Files {
+		if f.State != privatefile.Plain && f.State != privatefile.Missing {
+			return false
+		}
+		plain = plain || f.State == privatefile.Plain
+	}
+	return plain
+}
+
+// writeFiles lists the private files where they are not all the same.
+func (s *Status) writeFiles(p *terminal.Printer) {
+	odd := func(f privatefile.File) bool { return f.State == privatefile.Damaged || f.State != s.Files[0].State }
+	if !slices.ContainsFunc(s.Files, odd) {
+		return
+	}
+	p.Line("Private keys")
+	for _, f := range s.Files {
+		mark, text := terminal.Bad, string(f.State)
+		switch {
+		case f.State == privatefile.Sealed || f.State == privatefile.Plain:
+			mark = terminal.Open
+		case f.Error != "":
+			text += ": " + f.Error
+		}
+		p.Marked(mark, f.Name, kindWidth+2, text)
+	}
+	if len(s.Seals) > 0 {
+		p.Line("Seals")
 	}
 }
 
