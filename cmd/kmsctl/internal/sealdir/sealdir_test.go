@@ -392,10 +392,16 @@ func TestStatusOfWhatIsNotWhole(t *testing.T) {
 		want  string   // in the error, or in the notes where it is well
 	}{
 		{"whole", func(*testing.T, *world) {}, true, []string{"✓ passphrase   scrypt, work factor 10: opens here"}, ""},
-		{"a key that is made anew is missing", remove("rpc.key"), true, []string{"✗ rpc.key        missing", "– tmp-ca.key     sealed", "✓ passphrase   "},
-			"rpc.key is missing: the KMS makes it anew at its next start, and seals all private keys to what core.seal configures"},
-		{"a root key is missing", remove("root-ca.key"), false, []string{"✗ root-ca.key    missing", "✓ passphrase   "},
-			"root-ca.key is missing, and a root key is never made again: restore the key directory from a backup"},
+		{
+			"a key that is made anew is missing", remove("rpc.key"), true,
+			[]string{"✗ rpc.key        missing", "– tmp-ca.key     sealed", "✓ passphrase   "},
+			"rpc.key is missing: the KMS makes it anew at its next start, and seals all private keys to what core.seal configures",
+		},
+		{
+			"a root key is missing", remove("root-ca.key"), false,
+			[]string{"✗ root-ca.key    missing", "✓ passphrase   "},
+			"root-ca.key is missing, and a root key is never made again: restore the key directory from a backup",
+		},
 		{"all private files are missing", remove("root-ca.key", "root-k256.key", "rpc.key", "tmp-ca.key"), false, nil, "and its root-ca.crt is there: restore the key directory from a backup"},
 		{"an empty file", put("rpc.key", []byte{}), false, []string{"✗ rpc.key        damaged: it is empty"}, "root-ca.key is sealed and rpc.key is not: " + anew},
 		{"a plain file", put("rpc.key", bytes.Repeat([]byte("plain"), 100)), false, []string{"– rpc.key        plain"}, "root-ca.key is sealed and rpc.key is not: " + anew},
