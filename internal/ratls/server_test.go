@@ -343,7 +343,7 @@ func TestLongChainsAreRefused(t *testing.T) {
 			s := serve(t, ratls.ServerConfig{Appraiser: a}, false)
 			start := time.Now()
 			s.wantNoHandshake(t, s.client(t, tt.cert, nil), tt.reason)
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > 30*time.Second {
 				t.Errorf("refusing took %v", took)
 			}
 		})
@@ -384,7 +384,7 @@ func (o *outcomes) want(t *testing.T, want ...string) {
 
 func waitFor(t *testing.T, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("timed out")
 		}

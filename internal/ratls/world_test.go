@@ -240,7 +240,7 @@ func serveTLS(t testing.TB, cfg ratls.ServerConfig, plain bool, edit func(*tls.C
 			_, _ = io.WriteString(w, describe(ratls.PeerFrom(ctx)))
 		}),
 		ConnContext: s.ConnContext, TLSConfig: s.TLSConfig(), ErrorLog: zap.NewStdLog(out.log.zap()),
-		ReadHeaderTimeout: 10 * time.Second,
+		ReadHeaderTimeout: time.Minute,
 	}
 	edit(srv.TLSConfig)
 	done := make(chan struct{})
@@ -329,7 +329,7 @@ func (s *server) wantNoHandshake(t testing.TB, c *client, reason string) {
 	if got, err := c.get(t.Context()); err == nil {
 		t.Errorf("GET = %q, want no connection", got)
 	}
-	for deadline := time.Now().Add(5 * time.Second); !strings.Contains(s.log.String(), reason); {
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(s.log.String(), reason); {
 		if time.Now().After(deadline) {
 			t.Errorf("log = %q, want %q", s.log.String(), reason)
 			break

@@ -53,8 +53,12 @@ func TestAdmit(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			timeout := time.Minute
+			if tt.code == connect.CodeDeadlineExceeded {
+				timeout = 50 * time.Millisecond
+			}
 			chain, err := rpc.New(rpc.Config{
-				Log: zap.NewNop(), Timeout: 50 * time.Millisecond, Admit: tt.admit,
+				Log: zap.NewNop(), Timeout: timeout, Admit: tt.admit,
 				Access: rpc.Access{onboardv1connect.OnboardBootstrapProcedure: nil},
 				Errors: rpc.Table{rpc.Is(errStranger, connect.CodePermissionDenied, "")},
 			})

@@ -28,9 +28,10 @@ var errTaken = errors.New("Bootstrap already completed")
 // service does what the domain of a Bootstrap request says.
 type service struct {
 	onboardv1connect.UnimplementedOnboardHandler
+	slow chan<- struct{} // is told of calls that are slow
 }
 
-func (service) Bootstrap(ctx context.Context, req *onboardv1.BootstrapRequest) (*onboardv1.BootstrapResponse, error) {
+func (s service) Bootstrap(ctx context.Context, req *onboardv1.BootstrapRequest) (*onboardv1.BootstrapResponse, error) {
 	switch req.GetDomain() {
 	case "taken":
 		return nil, errors.Join(errors.New("secret cause"), errTaken)
@@ -43,6 +44,7 @@ func (service) Bootstrap(ctx context.Context, req *onboardv1.BootstrapRequest) (
 	case "panic":
 		panic("secret cause")
 	case "slow":
+		s.slow <- struct{}{}
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
@@ -59,14 +61,15 @@ type rig struct {
 	log      *observer.ObservedLogs
 	registry *prometheus.Registry
 	http     *http.Client
+	slow     chan struct{} // has an item for every slow call that came to the service
 }
 
 func newRig(t *testing.T, change ...func(*rpc.Config)) *rig {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
-	r := &rig{log: logs, registry: prometheus.NewRegistry()}
+	r := &rig{log: logs, registry: prometheus.NewRegistry(), slow: make(chan struct{}, 10)}
 	c := rpc.Config{
-		Log: zap.New(core), Registry: r.registry, ReadMaxBytes: 4096, Timeout: 50 * time.Millisecond,
+		Log: zap.New(core), Registry: r.registry, ReadMaxBytes: 4096, Timeout: time.Minute,
 		Errors: rpc.Table{rpc.Is(errTaken, connect.CodeFailedPrecondition, "")},
 		Access: rpc.Access{
 			onboardv1connect.OnboardBootstrapProcedure:          nil,
@@ -81,7 +84,7 @@ func newRig(t *testing.T, change ...func(*rpc.Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, h := onboardv1connect.NewOnboardHandler(service{}, chain.Options(nil)...)
+	_, h := onboardv1connect.NewOnboardHandler(service{slow: r.slow}, chain.Options(nil)...)
 	s := httptest.NewUnstartedServer(chain.Wrap(h))
 	s.EnableHTTP2 = true
 	s.StartTLS()
@@ -116,7 +119,11 @@ func TestErrorsOnEveryProtocol(t *testing.T) {
 	for protocol, options := range protocols() {
 		for _, tt := range tests {
 			t.Run(protocol+"/"+tt.name, func(t *testing.T) {
-				r := newRig(t)
+				r := newRig(t, func(c *rpc.Config) {
+					if tt.domain == "slow" {
+						c.Timeout = 50 * time.Millisecond
+					}
+				})
 				client := onboardv1connect.NewOnboardClient(r.http, r.url, options...)
 				_, err := client.Bootstrap(t.Context(), &onboardv1.BootstrapRequest{Domain: tt.domain})
 				e, ok := errors.AsType[*connect.Error](err)

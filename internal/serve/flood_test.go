@@ -200,25 +200,31 @@ func TestUnfinishedMessages(t *testing.T) {
 	defer tr.CloseIdleConnections()
 	client := onboardv1connect.NewOnboardClient(&http.Client{Transport: tr}, "http://"+s.addr)
 	domain := strings.Repeat("d", 20<<10)
+	given := func() (held, ended int) {
+		for _, f := range floods {
+			b, n := f.held()
+			held, ended = held+b, ended+n
+		}
+		return held, ended
+	}
 	var most uint64
-	for began := time.Now(); time.Since(began) < 2*time.Second; time.Sleep(20 * time.Millisecond) {
+	ended := 0
+	// On a slow machine it takes a while until it is a flood.
+	for began := time.Now(); time.Since(began) < 2*time.Second || ended == 0 && time.Since(began) < time.Minute; time.Sleep(20 * time.Millisecond) {
 		callBegan := time.Now()
 		res, err := client.Bootstrap(t.Context(), &onboardv1.BootstrapRequest{Domain: domain})
 		if err != nil || string(res.GetQuote()) != domain {
 			t.Fatalf("an ordinary call after %v of flood = %v, %v", time.Since(began), connect.CodeOf(err), err)
 		}
-		if took := time.Since(callBegan); took > 2*time.Second {
+		if took := time.Since(callBegan); took > 20*time.Second {
 			t.Errorf("an ordinary call took %v", took)
 		}
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		most = max(most, m.HeapInuse+m.StackInuse)
+		_, ended = given()
 	}
-	held, ended := 0, 0
-	for _, f := range floods {
-		b, n := f.held()
-		held, ended = held+b, ended+n
-	}
+	held, ended := given()
 	t.Logf("the flood has %d MiB in %d calls and lost %d; heap and stacks: %d MiB at most", held>>20, connections*streams, ended, most>>20)
 	if ended == 0 {
 		t.Error("no call of the flood was given up: it was no flood")
@@ -286,7 +292,7 @@ func TestLargestLoses(t *testing.T) {
 				}
 				domain := strings.Repeat("d", 10<<10)
 				var got string
-				for deadline := time.Now().Add(10 * time.Second); got == "" && time.Now().Before(deadline); {
+				for deadline := time.Now().Add(time.Minute); got == "" && time.Now().Before(deadline); {
 					res, err := winner.Post(url+"/prpc/Onboard.Bootstrap?json", "application/json", strings.NewReader(`{"domain":"`+domain+`"}`))
 					if err != nil {
 						t.Fatal(err)

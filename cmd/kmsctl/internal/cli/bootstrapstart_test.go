@@ -488,7 +488,7 @@ func TestBootstrapStartDoesNotWorkForAHostileFile(t *testing.T) {
 		if code != status.Failed || !strings.Contains(stderr, "--client-p12-file: PKCS#12: its iteration count is not from 1 to") {
 			t.Errorf("kmsctl bootstrap-start (%s) = %d, %q, want that the file asks for too much work", name, code, stderr)
 		}
-		if took := time.Since(begin); took > 10*time.Second {
+		if took := time.Since(begin); took > time.Minute {
 			t.Errorf("kmsctl bootstrap-start (%s) took %s", name, took)
 		}
 	}

@@ -254,7 +254,7 @@ func TestVerifyGivesUpInTime(t *testing.T) {
 	if code != status.NoCollateral {
 		t.Errorf("kmsctl verify --pccs = %d, want %d", code, status.NoCollateral)
 	}
-	if took := time.Since(begin); took > 10*time.Second {
+	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("both took %v, want little more than 200ms", took)
 	}
 }
