@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"filippo.io/age"
 	"filippo.io/age/agessh"
@@ -18,8 +17,6 @@ import (
 const (
 	maxRecipients = 32
 	maxRecipient  = 8 << 10 // bytes of one, as text
-	// pluginTimeout bounds one run of an age plugin.
-	pluginTimeout = time.Minute
 )
 
 // labelPostQuantum is age's label of recipients that withstand quantum
@@ -30,7 +27,8 @@ const labelPostQuantum = "postquantum"
 type recipient struct {
 	text string
 	to   age.Recipient
-	// plugin names the program that wraps; empty for a recipient of the library.
+	// plugin names the program that wraps, where to is nil; empty for a recipient
+	// of the library.
 	plugin string
 }
 
@@ -151,13 +149,11 @@ func native[R interface {
 
 // parsePlugin returns a recipient of a plugin, which is not run yet.
 func parsePlugin(text string) (recipient, error) {
-	// Without functions of its own the UI answers every question of the plugin
-	// with failure: nobody is there to be asked.
-	r, err := plugin.NewRecipient(text, &plugin.ClientUI{})
+	name, _, err := plugin.ParseRecipient(text)
 	if err != nil {
 		return recipient{}, errors.New("is malformed: a character is wrong or missing")
 	}
-	return recipient{text: text, to: r, plugin: r.Name()}, nil
+	return recipient{text: text, plugin: name}, nil
 }
 
 // parseSSH returns a recipient of a line of an authorized_keys file without
@@ -216,25 +212,16 @@ func (r recipient) wrap(ctx context.Context, fileKey []byte) ([]*age.Stanza, []s
 	if err := checkDebug(); err != nil {
 		return nil, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, pluginTimeout)
-	defer cancel()
-	type wrapped struct {
-		stanzas []*age.Stanza
-		labels  []string
-	}
-	w, err := await(ctx, func() (wrapped, error) {
-		st, l, err := wrapWithLabels(r.to, fileKey)
-		return wrapped{st, l}, err
-	})
+	stanzas, labels, err := runPlugin(ctx, r.plugin, r.text, fileKey)
 	if err != nil {
 		return nil, nil, fmt.Errorf("running age-plugin-%s: %w", r.plugin, oneLine(err))
 	}
-	for _, s := range w.stanzas {
+	for _, s := range stanzas {
 		if strings.HasPrefix(s.Type, stanzaPrefix) {
 			return nil, nil, fmt.Errorf("running age-plugin-%s: it returned a stanza of ours", r.plugin)
 		}
 	}
-	return w.stanzas, w.labels, nil
+	return stanzas, labels, nil
 }
 
 // checkDebug refuses to run a plugin where the library would print what it

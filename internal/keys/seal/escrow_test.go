@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	"filippo.io/age/plugin"
 	"golang.org/x/crypto/ssh"
 
+	"teekms/internal/keys"
 	"teekms/internal/keys/seal"
 )
 
@@ -387,8 +389,8 @@ func lowOrder(t *testing.T) string {
 func TestARecipientThatCannotBeEncryptedToSealsNothing(t *testing.T) {
 	id, _ := holder(t)
 	tests := []struct{ plugin, want string }{
-		{"tkerror", "running age-plugin-tkerror: tkerror plugin: no  [31mtoken is plugged in"},
-		{"tkask", "running age-plugin-tkask: tkask plugin: was told \"\" (client failed to request value)"},
+		{"tkerror", "running age-plugin-tkerror: no  [31mtoken is plugged in"},
+		{"tkask", "running age-plugin-tkask: was told \"\" (client failed to request value)"},
 		{"tkours", "running age-plugin-tkours: it returned a stanza of ours"},
 	}
 	for _, tt := range tests {
@@ -406,7 +408,7 @@ func TestARecipientThatCannotBeEncryptedToSealsNothing(t *testing.T) {
 	t.Run("no such plugin", func(t *testing.T) {
 		to := plugin.EncodeRecipient("tknone", []byte("x"))
 		_, err := newSet(t, tpm(), escrow(t, to)).Seal(t.Context(), plain())
-		want := `sealing root-ca.key: encrypting to escrow recipient 1: running age-plugin-tknone: tknone plugin: couldn't start plugin: "tknone" plugin not found: exec: "age-plugin-tknone": executable file not found in $PATH`
+		want := `sealing root-ca.key: encrypting to escrow recipient 1: running age-plugin-tknone: exec: "age-plugin-tknone": executable file not found in $PATH`
 		if err == nil || err.Error() != want {
 			t.Errorf("Seal() = %v, want %q", err, want)
 		}
@@ -422,26 +424,87 @@ func TestARecipientThatCannotBeEncryptedToSealsNothing(t *testing.T) {
 	})
 }
 
-func TestAPluginThatHangsIsGivenUpWithTheContext(t *testing.T) {
+// TestAPluginThatHangsIsKilledWithTheContext has one that has started another
+// program, which holds its output too. TestMain looks for what is left in here.
+func TestAPluginThatHangsIsKilledWithTheContext(t *testing.T) {
 	to, _ := installPlugin(t, "tkhang")
-	release := filepath.Join(t.TempDir(), "release")
-	t.Setenv("TK_RELEASE", release)
-	// Or the goroutine that waits for the plugin is a leak.
-	defer func() {
-		if err := os.WriteFile(release, nil, 0o600); err != nil {
-			t.Error(err)
-		}
-		time.Sleep(50 * time.Millisecond) // the plugin looks every 10
-	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	pids := filepath.Join(t.TempDir(), "pids")
+	t.Setenv("TK_PIDS", pids)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	var all []int
+	go func() {
+		defer cancel()
+		all = waitForPIDs(t, pids)
+	}()
 	_, err := newSet(t, tpm(), escrow(t, to)).Seal(ctx, plain())
-	if !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("Seal(a plugin that hangs) = %v, want the deadline", err)
+	if want := "sealing root-ca.key: encrypting to escrow recipient 1: running age-plugin-tkhang: context canceled"; !errors.Is(err, context.Canceled) || err.Error() != want {
+		t.Fatalf("Seal(a plugin that hangs) = %v, want %q", err, want)
 	}
-	if want := "sealing root-ca.key: encrypting to escrow recipient 1: running age-plugin-tkhang: context deadline exceeded"; err.Error() != want {
-		t.Errorf("Seal(a plugin that hangs) = %q, want %q", err, want)
+	<-ctx.Done()
+	if len(all) != 2 {
+		t.Fatalf("the plugin has the processes %v, want two", all)
 	}
+	if runs(all[0]) {
+		t.Error("the plugin runs on, want it killed")
+	}
+	for deadline := time.Now().Add(10 * time.Second); runs(all[1]); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("what the plugin has started runs on, want it killed")
+		}
+	}
+}
+
+// waitForPIDs returns what a plugin writes, its process and that of its child.
+func waitForPIDs(t *testing.T, file string) (pids []int) {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		var plugin, child int
+		data, _ := os.ReadFile(file)
+		if n, _ := fmt.Sscanf(string(data), "%d %d\n", &plugin, &child); n == 2 && strings.HasSuffix(string(data), "\n") {
+			return []int{plugin, child}
+		}
+	}
+	t.Error("the plugin does not start")
+	return nil
+}
+
+// runs says whether a process is there and no zombie.
+func runs(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, state, _ := strings.Cut(string(stat), ") ")
+	return err == nil && !strings.HasPrefix(state, "Z")
+}
+
+// TestAPluginNeedNotEnd has one that stays when it has answered, and one whose
+// child holds its output for good, in a session of its own.
+func TestAPluginNeedNotEnd(t *testing.T) {
+	one := map[string]keys.Secret{"rpc.key": keys.NewSecret([]byte("x"))}
+	t.Run("it stays", func(t *testing.T) {
+		to, id := installPlugin(t, "tkstay")
+		files, err := newSet(t, tpm(), escrow(t, to)).Seal(t.Context(), one)
+		if err != nil {
+			t.Fatalf("Seal() = %v, want the file", err)
+		}
+		if got := byCommand(t, files["rpc.key"], []byte(id+"\n")); string(got) != "x" {
+			t.Errorf("age --decrypt = %q, want what was sealed", got)
+		}
+	})
+	t.Run("its output does", func(t *testing.T) {
+		to, _ := installPlugin(t, "tkstray")
+		pids := filepath.Join(t.TempDir(), "pids")
+		t.Setenv("TK_PIDS", pids)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := newSet(t, tpm(), escrow(t, to)).Seal(ctx, one)
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Seal() = %v, want the deadline", err)
+		}
+		if all := waitForPIDs(t, pids); len(all) == 2 {
+			if err := syscall.Kill(all[1], syscall.SIGKILL); err != nil {
+				t.Errorf("ending what has left the group: %v, want it to be there", err)
+			}
+		}
+	})
 }
 
 func TestTooManyRecipientsForAHeader(t *testing.T) {

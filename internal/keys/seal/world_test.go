@@ -11,10 +11,12 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -240,14 +242,26 @@ func reheader(t testing.TB, data []byte, change func(stanzas []string) []string)
 // pluginMain is an age plugin. Its recipients and identities carry the text of
 // an X25519 identity, since nothing here is a secret.
 func pluginMain(name string) int {
-	if name == "tkhang" {
-		for range 6000 {
-			if _, err := os.Stat(os.Getenv("TK_RELEASE")); err == nil {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
+	switch name {
+	case "tkhang", "tkstray":
+		child := exec.Command("sleep", "60")
+		child.Stdout = os.Stdout
+		child.SysProcAttr = &syscall.SysProcAttr{Setsid: name == "tkstray"}
+		if err := child.Start(); err != nil {
+			return 4
 		}
+		if err := os.WriteFile(os.Getenv("TK_PIDS"), fmt.Appendf(nil, "%d %d\n", os.Getpid(), child.Process.Pid), 0o600); err != nil {
+			return 5
+		}
+		if name == "tkhang" {
+			time.Sleep(time.Minute)
+		}
+		_, _ = os.Stdin.Read(make([]byte, 1)) // what it was told, or telling it fails
 		return 1
+	case "tkstay":
+		if strings.HasSuffix(os.Args[1], "recipient-v1") {
+			defer time.Sleep(time.Minute)
+		}
 	}
 	p, err := plugin.New(name)
 	if err != nil {
@@ -337,6 +351,9 @@ func installPlugin(t *testing.T, name string) (recipient, identity string) {
 	}
 	return plugin.EncodeRecipient(name, []byte(id.String())), plugin.EncodeIdentity(name, []byte(id.String()))
 }
+
+// encode writes base64 as age does.
+func encode(b []byte) string { return base64.RawStdEncoding.EncodeToString(b) }
 
 // decode reads base64 as age writes it.
 func decode(t testing.TB, s string) []byte {
