@@ -42,7 +42,8 @@ type FS interface {
 	RenameNew(oldName, newName string) error
 	// Overwrite writes zeros over the whole contents of a regular file, in its
 	// place, and syncs them. It does not follow links, and refuses a file that
-	// has another name too. On an error the file may be overwritten in part.
+	// has another name too or is larger than 64 MiB. On an error the file may be
+	// overwritten in part.
 	// Where the file system or the device writes elsewhere (copy on write,
 	// snapshots, wear leveling) the old contents stay on the medium.
 	Overwrite(name string) error

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -89,6 +90,35 @@ func TestLinksInALockedDirectory(t *testing.T) {
 	}
 }
 
+// TestWhoseLinksLeadOut has directories that others can write, and some that only
+// this user and root can.
+func TestWhoseLinksLeadOut(t *testing.T) {
+	type whose struct {
+		mode     fs.FileMode
+		uid, gid int
+		out      bool
+	}
+	me, mine := os.Geteuid(), os.Getegid()
+	tests := []whose{
+		{0o755, me, mine, true},
+		{0o770, me, mine, true},
+		{0o1777, me, mine, false},
+		{0o702, me, mine, false},
+	}
+	if me == 0 { // who alone can give directories away
+		tests = append(tests, whose{0o755, 12345, mine, false}, whose{0o755, me, 12345, true}, whose{0o775, me, 12345, false})
+	}
+	for _, tt := range tests {
+		dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "outside")
+		must(t, os.WriteFile(outside, nil, 0o600), os.Symlink(outside, filepath.Join(dir, "link")), os.Chown(dir, tt.uid, tt.gid), unix.Chmod(dir, uint32(tt.mode)))
+		fsys, _ := within(t, dir)
+		_, err := fsys.ReadFile(filepath.Join(dir, "link"), 10)
+		if tt.out && err != nil || !tt.out && (err == nil || !strings.Contains(err.Error(), leadsOut)) {
+			t.Errorf("%+v: ReadFile = %v", tt, err)
+		}
+	}
+}
+
 // TestWhatIsExchangedWhileLocked has both directories moved away after they were
 // opened, with links in their places: everything goes on in them.
 func TestWhatIsExchangedWhileLocked(t *testing.T) {
@@ -125,8 +155,11 @@ func TestWhatIsExchangedWhileLocked(t *testing.T) {
 			t.Errorf("%s has %q, want %q", name, got, want)
 		}
 	}
-	// Without the lock, names are what they lead to.
+	// Without the lock, names are what they lead to, but for what is just made.
 	unlock()
+	if err := fsys.Chmod(dir, 0o700); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("Chmod of a link = %v, want %v", err, syscall.ELOOP)
+	}
 	if entries, err := fsys.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("ReadDir after unlock = %v, %v, want what the link leads to", entries, err)
 	}
@@ -147,7 +180,11 @@ func TestADirectoryMadeAnewIsTheNewOne(t *testing.T) {
 			if _, err := fsys.Stat(below); err != nil {
 				t.Fatal(err)
 			}
-			must(t, remove(fsys, below), fsys.Mkdir(below, 0o700), durable.WriteNew(fsys, filepath.Join(below, "f"), nil, 0o600))
+			must(t, remove(fsys, below))
+			if _, err := fsys.Stat(below); name != "removed by path" && !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("Stat = %v, want ErrNotExist", err)
+			}
+			must(t, fsys.Mkdir(below, 0o700), durable.WriteNew(fsys, filepath.Join(below, "f"), nil, 0o600))
 			if _, err := os.Stat(filepath.Join(below, "f")); err != nil {
 				t.Error(err)
 			}
@@ -221,6 +258,7 @@ func TestUnlockLeavesNothingOpen(t *testing.T) {
 		return len(entries)
 	}
 	dir := t.TempDir()
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // which would close what was forgotten
 	fsys, before := durable.NewWithin(dir), open()
 	for range 10 {
 		unlock, err := fsys.Lock(t.Context(), dir)
@@ -232,9 +270,10 @@ func TestUnlockLeavesNothingOpen(t *testing.T) {
 				t.Errorf("Stat of nothing = %v, want ErrNotExist", err)
 			}
 		}
-		must(t, fsys.Remove(filepath.Join(dir, "a", "c")), fsys.Remove(filepath.Join(dir, "a")), fsys.Remove(filepath.Join(dir, "b")))
+		must(t, fsys.Remove(filepath.Join(dir, "a", "c")), fsys.Remove(filepath.Join(dir, "a")))
 		unlock()
 		unlock() // once more does nothing
+		must(t, os.Remove(filepath.Join(dir, "b")))
 	}
 	if got := open(); got > before {
 		t.Errorf("%d descriptors are open, want %d", got, before)

@@ -1,0 +1,185 @@
+package durable
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	gosync "sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+var errLeadsOut = errors.New("is a link that leads out of a directory that others can write")
+
+// held are the handles of a locked directory.
+type held struct {
+	// root follows links that stay in the directory.
+	root *os.Root
+	// dir has the lock.
+	dir *os.File
+	// shared says that others can change what is in the directory.
+	shared bool
+
+	// mu guards below.
+	mu gosync.Mutex
+	// below are handles of the directories below, by their path from here.
+	below map[string]*os.File
+}
+
+func hold(name string) (*held, error) {
+	root, err := os.OpenRoot(name)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := root.Open(".")
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	h := &held{root: root, dir: dir, below: map[string]*os.File{}}
+	info, err := dir.Stat()
+	if err != nil {
+		h.close()
+		return nil, err
+	}
+	h.shared = shared(info)
+	return h, nil
+}
+
+// close ends the lock: closing its only descriptor cannot fail to.
+func (h *held) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range h.below {
+		_ = d.Close()
+	}
+	_ = h.root.Close()
+	_ = h.dir.Close()
+}
+
+// shared reports whether others than this user, its group and root can change
+// what is in a directory. Access control lists show in the bits of the group.
+func shared(info fs.FileInfo) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return true
+	}
+	mode := info.Mode().Perm()
+	owner, group := int(stat.Uid), int(stat.Gid)
+	return owner != 0 && owner != os.Geteuid() || mode&0o002 != 0 || mode&0o020 != 0 && group != os.Getegid()
+}
+
+// sub returns the handle of the directory with that path from here.
+func (h *held) sub(rel string) (*os.File, error) {
+	if rel == "." {
+		return h.dir, nil
+	}
+	if d := h.known(rel); d != nil {
+		return d, nil
+	}
+	parent, err := h.sub(filepath.Dir(rel))
+	if err != nil {
+		return nil, err
+	}
+	a := at{in: h, dir: parent, base: filepath.Base(rel), name: filepath.Join(h.root.Name(), rel)}
+	d, err := a.open(unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	h.keep(rel, d)
+	return d, nil
+}
+
+func (h *held) known(rel string) *os.File {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.below[rel]
+}
+
+func (h *held) keep(rel string, d *os.File) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.below[rel] = d
+}
+
+// forget lets go of a directory that has its name no more.
+func (h *held) forget(rel string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if d := h.below[rel]; d != nil {
+		_ = d.Close()
+		delete(h.below, rel)
+	}
+}
+
+// at is where a name is looked up: in a directory that is open or, where dir is
+// nil, from the working directory.
+type at struct {
+	in   *held
+	dir  *os.File
+	rel  string // from the locked directory
+	base string
+	name string // as it was asked for
+}
+
+func (a at) fd() int {
+	if a.dir == nil {
+		return unix.AT_FDCWD
+	}
+	return int(a.dir.Fd())
+}
+
+// do makes a system call, and again where a signal came in between.
+func (a at) do(op string, call func() error) error {
+	for {
+		err := call()
+		if err == nil || !errors.Is(err, unix.EINTR) {
+			return a.failed(op, err)
+		}
+	}
+}
+
+func (a at) failed(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &fs.PathError{Op: op, Path: a.name, Err: err}
+}
+
+func (a at) open(flag int, perm fs.FileMode) (*os.File, error) {
+	var fd int
+	err := a.do("open", func() (err error) {
+		fd, err = unix.Openat(a.fd(), a.base, flag|unix.O_CLOEXEC, uint32(perm.Perm()))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), a.name), nil
+}
+
+// openToRead opens what may be a link, as far as it may lead. It does not block:
+// a named pipe in the place of a file must not hang us.
+func (a at) openToRead() (*os.File, error) {
+	const flag = unix.O_RDONLY | unix.O_NONBLOCK
+	switch {
+	case a.in != nil && a.dir != a.in.dir:
+		return a.open(flag|unix.O_NOFOLLOW, 0)
+	case a.in != nil && a.in.shared:
+		f, err := a.in.root.OpenFile(a.base, flag, 0)
+		return f, a.inside(err)
+	}
+	return a.open(flag, 0)
+}
+
+// inside says what is meant where a link leads out.
+func (a at) inside(err error) error {
+	if err == nil {
+		return nil
+	}
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return a.failed("open", errno)
+	}
+	return a.failed("open", errLeadsOut)
+}
