@@ -260,12 +260,12 @@ func TestKeyMeetsTheDeadline(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}))
-	a = newAgent(t, guestagent.Config{Sockets: []string{socket}, Timeout: 20 * time.Millisecond})
+	a = newAgent(t, guestagent.Config{Sockets: []string{socket}, Timeout: time.Second})
 	if _, err := a.Key(t.Context(), keyPath); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "GetKey: reading the answer") {
 		t.Errorf("Key(dripping agent) = %v, want %v of GetKey", err, context.DeadlineExceeded)
 	}
-	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("two waits of 20ms took %v", took)
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Errorf("waits of 20ms and a second took %v", took)
 	}
 }
 

@@ -344,6 +344,8 @@ func TestWhatIsNoDecision(t *testing.T) {
 			return m == method
 		}
 	}
+	silence := make(chan struct{})
+	defer close(silence)
 	status := func(code int) func(http.ResponseWriter, string) bool {
 		return func(w http.ResponseWriter, _ string) bool { http.Error(w, "secret", code); return true }
 	}
@@ -386,7 +388,7 @@ func TestWhatIsNoDecision(t *testing.T) {
 		{"decision of another type", nil, result("eth_call", `"result":"0x01"`), "reading isAppAllowed: " + malformed + ": abi: "},
 		{"decision that is neither true nor false", nil, result("eth_call", `"result":"0x`+strings.Repeat("0", 63)+"2"+strings.Repeat("0", 62)+"40"+strings.Repeat("0", 64)+`"`), "reading isAppAllowed: " + malformed + ": abi: improperly encoded boolean value"},
 		{"late", func(cfg *onchain.Config) { cfg.Timeout = 50 * time.Millisecond }, func(http.ResponseWriter, string) bool {
-			time.Sleep(200 * time.Millisecond)
+			<-silence
 			return false
 		}, unreachable + ": context deadline exceeded"},
 		{"connection cut", nil, func(http.ResponseWriter, string) bool { panic(http.ErrAbortHandler) }, unreachable + ": EOF"},

@@ -307,7 +307,7 @@ func TestTheLockIsFreeWhileASealIsAsked(t *testing.T) {
 	asked := 0
 	asking := sealing{open: func(files map[string][]byte) (map[string]keys.Secret, error) {
 		asked++
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		unlock, err := fsys.Lock(ctx, crashDir)
 		if err != nil {

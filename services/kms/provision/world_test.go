@@ -122,7 +122,7 @@ func open(ctx context.Context, c storage.Config) (io.Closer, error) {
 // newWorld serves until the test ends.
 func newWorld(t testing.TB, change func(*provision.Config)) *world {
 	t.Helper()
-	return newWorldLimited(t, serve.Limits{Grace: 5 * time.Second}, change)
+	return newWorldLimited(t, serve.Limits{Grace: time.Minute}, change)
 }
 
 func newWorldLimited(t testing.TB, limits serve.Limits, change func(*provision.Config)) *world {

@@ -225,14 +225,14 @@ func TestDeadline(t *testing.T) {
 		asked.Add(1)
 		<-r.Context().Done()
 	}))
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	start := time.Now()
 	_, err := client(t, pcs.Config{URL: base}).Collateral(ctx, tdx.FMSPC{}, tdx.PlatformCA)
 	if err == nil || !strings.Contains(err.Error(), "deadline exceeded") {
 		t.Errorf("Collateral() = %v, want a deadline exceeded", err)
 	}
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("Collateral() took %v after its deadline", took)
 	}
 	if asked.Load() == 0 {

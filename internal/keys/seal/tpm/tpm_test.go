@@ -320,7 +320,7 @@ func TestSilence(t *testing.T) {
 	if _, err := (tpm2.GetRandom{BytesRequested: 1}).Execute(held); err != nil {
 		t.Fatal(err)
 	}
-	s := newSource(t, tpm.Config{Device: p.Socket(), PCRs: measured(), Timeout: 50 * time.Millisecond})
+	s := newSource(t, tpm.Config{Device: p.Socket(), PCRs: measured(), Timeout: 500 * time.Millisecond})
 	begin := time.Now()
 	if _, err := s.Find(t.Context(), args); !errors.Is(err, device.ErrSilent) {
 		t.Errorf("Find() = %v, want %v", err, device.ErrSilent)
@@ -328,8 +328,8 @@ func TestSilence(t *testing.T) {
 	if _, _, err := s.Make(t.Context()); !errors.Is(err, device.ErrSilent) {
 		t.Errorf("Make() = %v, want %v", err, device.ErrSilent)
 	}
-	if took := time.Since(begin); took > 5*time.Second {
-		t.Errorf("two waits took %v, want about 0.1s", took)
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Errorf("two waits took %v, want about 1s", took)
 	}
 	held.Close()
 	if err := p.Reset(); err != nil {
@@ -382,7 +382,7 @@ func TestWords(t *testing.T) {
 
 func onTPM(t testing.TB, p socketed, f func(*device.Conn) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c, err := device.Open(ctx, p.Socket())
 	if err != nil {

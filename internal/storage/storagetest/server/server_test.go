@@ -76,7 +76,12 @@ func address(raw string) string {
 // there is a configuration for it.
 func query(t *testing.T, s *server.Server, database string, config *tls.Config) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	return queryFor(t, time.Minute, s, database, config)
+}
+
+func queryFor(t *testing.T, patience time.Duration, s *server.Server, database string, config *tls.Config) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	url := s.URL(database)
 	if config != nil {
@@ -119,7 +124,7 @@ func query(t *testing.T, s *server.Server, database string, config *tls.Config) 
 			return err
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(3 * time.Second))
+		conn.SetDeadline(time.Now().Add(patience))
 		if config != nil {
 			conn = tls.Client(conn, config)
 		}
@@ -192,7 +197,7 @@ func TestServerIsKilledStoppedAndPaused(t *testing.T) {
 			}
 			answers("started after Kill")
 			s.Pause()
-			if err := query(t, s, database, nil); err == nil {
+			if err := queryFor(t, 3*time.Second, s, database, nil); err == nil {
 				t.Fatal("paused: it answers")
 			}
 			s.Resume()
@@ -305,7 +310,7 @@ func open(address string) bool {
 // gone waits until the directory and the listeners are away.
 func gone(t *testing.T, dir string, addresses []string) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		var left []string
 		if _, err := os.Stat(dir); !os.IsNotExist(err) {
