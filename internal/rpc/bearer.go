@@ -12,9 +12,6 @@ import (
 	"go.uber.org/zap"
 )
 
-// maxTries is how many wrong tokens are looked at in any one second.
-const maxTries = 3
-
 // BearerConfig configures a [Bearer].
 type BearerConfig struct {
 	// Token is the secret. Empty switches the check off.
@@ -32,9 +29,8 @@ type Bearer struct {
 	log    *zap.Logger
 	now    func() time.Time
 
-	mu sync.Mutex
-	// wrong holds when the last wrong tokens came, oldest first; guarded by mu.
-	wrong [maxTries]time.Time
+	mu    sync.Mutex
+	tries Tries // guarded by mu
 }
 
 // NewBearer returns the check for one token, nil when the token is empty.
@@ -53,10 +49,8 @@ func NewBearer(c BearerConfig) *Bearer {
 }
 
 // Check returns nil when the header carries the token, otherwise [ErrNoToken],
-// [ErrWrongToken] or [ErrTooManyTries]. After three wrong tokens within a
-// second none is looked at, right or wrong, until that second has passed: this
-// is what bounds guessing, whatever the number of connections. peer is the
-// address that is logged.
+// [ErrWrongToken] or [ErrTooManyTries], with which none was looked at, right or
+// wrong: see [Tries]. peer is the address, with its port, that is logged.
 func (b *Bearer) Check(header http.Header, peer string) error {
 	if b == nil {
 		return nil
@@ -68,7 +62,7 @@ func (b *Bearer) Check(header http.Header, peer string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.now()
-	if oldest := b.wrong[0]; !oldest.IsZero() && now.Sub(oldest) < time.Second {
+	if !b.tries.Allow(peer, now) {
 		return ErrTooManyTries
 	}
 	// Digests have one length, so the comparison does not tell the token's.
@@ -76,8 +70,7 @@ func (b *Bearer) Check(header http.Header, peer string) error {
 	if subtle.ConstantTimeCompare(got[:], b.digest[:]) == 1 {
 		return nil
 	}
-	copy(b.wrong[:], b.wrong[1:])
-	b.wrong[maxTries-1] = now
+	b.tries.Wrong(peer, now)
 	b.log.Warn("wrong bearer token", zap.String("peer", peer))
 	return ErrWrongToken
 }

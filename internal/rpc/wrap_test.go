@@ -21,23 +21,28 @@ func TestWrongTokensAreLimited(t *testing.T) {
 		core, logs := observer.New(zapcore.InfoLevel)
 		b := rpc.NewBearer(rpc.BearerConfig{Token: "right", Log: zap.New(core)})
 		header := func(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }
-		for i := range 3 {
-			if err := b.Check(header("wrong"), "10.0.0.1:1"); err != rpc.ErrWrongToken { //nolint:errorlint // the very value
-				t.Fatalf("try %d = %v, want %v", i, err, rpc.ErrWrongToken)
+		try := func(token, peer string, want error) {
+			t.Helper()
+			if err := b.Check(header(token), peer); err != want { //nolint:errorlint // the very value
+				t.Errorf("Check(%s) from %s = %v, want %v", token, peer, err, want)
 			}
 		}
+		try("wrong", "10.0.0.1:1", rpc.ErrWrongToken)
+		try("wrong", "10.0.0.1:2", rpc.ErrWrongToken)
 		for _, token := range []string{"wrong", "right"} {
-			if err := b.Check(header(token), "10.0.0.2:1"); err != rpc.ErrTooManyTries { //nolint:errorlint // the very value
-				t.Errorf("Check(%s) after three wrong tries = %v, want %v", token, err, rpc.ErrTooManyTries)
-			}
+			try(token, "10.0.0.1:3", rpc.ErrTooManyTries)
+		}
+		try("right", "10.0.0.2:1", nil)
+		try("wrong", "10.0.0.2:1", rpc.ErrWrongToken) // the third of this second
+		for _, token := range []string{"wrong", "right"} {
+			try(token, "10.0.0.3:1", rpc.ErrTooManyTries)
 		}
 		if err := b.Check(http.Header{}, "10.0.0.2:1"); err != rpc.ErrNoToken { //nolint:errorlint // the very value
 			t.Errorf("Check without a token = %v, want %v", err, rpc.ErrNoToken)
 		}
 		time.Sleep(time.Second)
-		if err := b.Check(header("right"), "10.0.0.2:1"); err != nil {
-			t.Errorf("Check(right) a second later = %v, want nil", err)
-		}
+		try("right", "10.0.0.1:1", nil)
+		try("right", "10.0.0.3:1", nil)
 		lines := logs.FilterMessage("wrong bearer token").All()
 		if len(lines) != 3 || lines[0].ContextMap()["peer"] != "10.0.0.1:1" {
 			t.Errorf("%d lines %v, want 3 that name the peer", len(lines), lines)

@@ -195,8 +195,8 @@ func TestAdminCredentialsWithoutTokenOrUsers(t *testing.T) {
 	}
 }
 
-// TestAdminCredentialsSlowGuesses looks at three wrong tries a second in all, and
-// then at nothing, the right token included.
+// TestAdminCredentialsSlowGuesses looks at two wrong tries of one peer a second,
+// and then at nothing of it, the right token included; and at three in all.
 func TestAdminCredentialsSlowGuesses(t *testing.T) {
 	core, logs := observer.New(zap.WarnLevel)
 	clk := &clock{now: time.Unix(1_700_000_000, 0)}
@@ -205,13 +205,16 @@ func TestAdminCredentialsSlowGuesses(t *testing.T) {
 		Log: zap.New(core), Now: clk.Now,
 	})
 	h := cr.Require(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	try := func(show func(*http.Request)) int {
+	tryFrom := func(peer string, show func(*http.Request)) int {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
+		r.RemoteAddr = peer
 		show(r)
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)
 		return w.Code
 	}
+	const hostile, other = "192.0.2.1:1234", "192.0.2.2:1234"
+	try := func(show func(*http.Request)) int { return tryFrom(hostile, show) }
 	right := func(r *http.Request) { r.Header.Set("X-Admin-Token", adminToken) }
 	for range 10 { // a browser's first request shows nothing and is no guess
 		try(func(*http.Request) {})
@@ -229,8 +232,8 @@ func TestAdminCredentialsSlowGuesses(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := logs.Len(); n < 3 || n > 4 { // one password may be under way beside the token
-		t.Errorf("%d wrong tries were looked at, want 3", n)
+	if n := logs.Len(); n != 2 {
+		t.Errorf("%d wrong tries were looked at, want 2", n)
 	}
 	for _, e := range logs.All() {
 		if e.Message != "wrong admin credential" || e.ContextMap()["peer"] != "192.0.2.1:1234" || len(e.Context) != 1 {
@@ -240,7 +243,19 @@ func TestAdminCredentialsSlowGuesses(t *testing.T) {
 	if got := try(right); got != http.StatusUnauthorized {
 		t.Errorf("right token after too many wrong ones: status %d, want 401", got)
 	}
+	if got := tryFrom(other, right); got != http.StatusOK {
+		t.Errorf("right token of another peer meanwhile: status %d, want 200", got)
+	}
+	tryFrom(other, func(r *http.Request) { r.Header.Set("X-Admin-Token", "canary-guess") })
+	if got := tryFrom("192.0.2.3:1234", right); got != http.StatusUnauthorized || logs.Len() != 3 {
+		t.Errorf("right token after three wrong ones: status %d, %d were looked at, want 401 and 3", got, logs.Len())
+	}
 	clk.turn(1100 * time.Millisecond)
+	for range 10 { // passwords that are right do not count
+		if got := try(func(r *http.Request) { r.SetBasicAuth("root", "pw") }); got != http.StatusOK {
+			t.Errorf("right password a second later: status %d, want 200", got)
+		}
+	}
 	if got := try(right); got != http.StatusOK {
 		t.Errorf("right token a second later: status %d, want 200", got)
 	}

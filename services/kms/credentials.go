@@ -17,13 +17,11 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"teekms/internal/keys"
+	"teekms/internal/rpc"
 )
 
 // Bounds of credentials.
 const (
-	// maxWrongTries is how many wrong credentials are looked at in any one
-	// second.
-	maxWrongTries = 3
 	// maxBcryptCost bounds the work of one try: 14 is about a second.
 	maxBcryptCost = 14
 	// maxHtpasswdUsers bounds an htpasswd file.
@@ -61,11 +59,10 @@ type Credentials struct {
 	now   func() time.Time
 
 	// hashing is held while a password is hashed: one core at most is kept
-	// busy, and no more tries are under way than are counted.
+	// busy.
 	hashing sync.Mutex
 	mu      sync.Mutex
-	// wrong is when the last wrong tries came, oldest first; guarded by mu.
-	wrong [maxWrongTries]time.Time
+	tries   rpc.Tries // guarded by mu
 }
 
 // NewCredentials returns credentials, or an error that names the line of an
@@ -199,8 +196,8 @@ func attemptOf(r *http.Request) (a attempt, shown bool) {
 	return a, true
 }
 
-// admit tells whether a request holds a right credential, and whose. Once the
-// wrong tries of the last second are too many, none is looked at.
+// admit tells whether a request holds a right credential, and whose. While the
+// wrong tries are too many, none is looked at (rpc.Tries).
 func (c *Credentials) admit(r *http.Request) (operator string, ok bool) {
 	a, shown := attemptOf(r)
 	if !shown {
@@ -213,17 +210,17 @@ func (c *Credentials) admit(r *http.Request) (operator string, ok bool) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.now().Sub(c.wrong[0]) < time.Second {
+	if !c.tries.Allow(r.RemoteAddr, c.now()) {
 		return "", false
 	}
 	if c.isToken(a.tokens) {
 		return operatorToken, true
 	}
+	right := c.tries.Wrong(r.RemoteAddr, c.now())
 	if hash && c.isPassword(a.name, a.password) {
+		right()
 		return "user " + a.name, true
 	}
-	copy(c.wrong[:], c.wrong[1:])
-	c.wrong[maxWrongTries-1] = c.now()
 	c.log.Warn("wrong admin credential", zap.String("peer", r.RemoteAddr))
 	return "", false
 }
