@@ -165,7 +165,6 @@ func TestWorkFactorIsBounded(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			words := &said{text: "correct horse"}
 			src := source(words.read, nil, tt.configured)
-			start := time.Now()
 			_, err := src.Find(t.Context(), tt.args)
 			if err == nil || err.Error() != tt.want {
 				t.Errorf("Find(%q) = %v, want %q", tt.args, err, tt.want)
@@ -173,9 +172,7 @@ func TestWorkFactorIsBounded(t *testing.T) {
 			if words.asked.Load() != 0 {
 				t.Error("Find() asked for the passphrase before it looked at the work factor")
 			}
-			if took := time.Since(start); took > time.Second {
-				t.Errorf("Find() took %v, want nothing computed", took)
-			}
+			quick(t, func() { _, _ = src.Find(t.Context(), tt.args) })
 			if got := src.Describe(tt.args); !strings.HasPrefix(got, "scrypt, work factor ") && got != "malformed" {
 				t.Errorf("Describe(%q) = %q, want words", tt.args, got)
 			}
@@ -190,12 +187,25 @@ func TestAForgedWorkFactorCostsNothing(t *testing.T) {
 	for name := range files {
 		files[name] = forge(t, files[name], "30")
 	}
-	start := time.Now()
-	wantRefusal(t, set, files,
-		"cannot open root-ca.key: passphrase: work factor 30 is above the 18 that core.seal.passphrase.work_factor allows")
-	if took := time.Since(start); took > time.Second {
-		t.Errorf("Open() took %v, want nothing computed", took)
+	quick(t, func() {
+		wantRefusal(t, set, files,
+			"cannot open root-ca.key: passphrase: work factor 30 is above the 18 that core.seal.passphrase.work_factor allows")
+	})
+}
+
+// quick wants f to compute nothing: on a machine that is busy meanwhile, one of a
+// few times.
+func quick(t *testing.T, f func()) {
+	t.Helper()
+	var took time.Duration
+	for range 5 {
+		start := time.Now()
+		f()
+		if took = time.Since(start); took <= time.Second {
+			return
+		}
 	}
+	t.Errorf("it took %v, want nothing computed", took)
 }
 
 // forge writes another work factor into a file with a passphrase alone.
