@@ -34,7 +34,7 @@ deps: ## install with apt what the tests need and is missing
 test: deps ## run every test of every module
 	go vet work
 	# Not from the cache: e2e runs programs that go test does not know of.
-	go test -count=1 -timeout 14m work
+	go test -count=1 -timeout 30m work
 	$(MAKE) --no-print-directory tpmsim crash
 
 tpmsim: deps ## run the TPM seal against the reference TPM, compiled in (needs a C compiler)
