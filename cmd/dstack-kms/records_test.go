@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"strings"
 	"testing"
@@ -109,8 +107,7 @@ func held(t testing.TB, c *serve.Certificate) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	digest := sha256.Sum256(cert.Certificate[0])
-	return hex.EncodeToString(digest[:])
+	return fingerprint(cert.Certificate[0])
 }
 
 // TestRenewalIsRecordedFirst renews the certificate, then while the database is
@@ -138,6 +135,10 @@ func TestRenewalIsRecordedFirst(t *testing.T) {
 		}
 		if got := held(t, &certificate); got != first {
 			t.Errorf("the certificate that is held is %s, want the old one, %s", got, first)
+		}
+		b := &base{certificate: &certificate}
+		if got := fingerprint(b.rpcLeaf().Raw); got != first {
+			t.Errorf("readiness and metrics go by %s, want the certificate that is served", got)
 		}
 	}
 
