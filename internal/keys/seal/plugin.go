@@ -57,6 +57,7 @@ func runPlugin(ctx context.Context, name, recipient string, fileKey []byte) ([]*
 	late := limited.Err()
 	stop()
 	hangUp()
+	_ = cmd.Process.Signal(os.Interrupt) // as age does
 	grace := time.AfterFunc(pluginGrace, cancel)
 	_ = cmd.Wait() // what it has said counts, not how it ends
 	grace.Stop()

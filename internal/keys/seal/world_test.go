@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -260,6 +261,7 @@ func pluginMain(name string) int {
 		return 1
 	case "tkstay":
 		if strings.HasSuffix(os.Args[1], "recipient-v1") {
+			signal.Ignore(os.Interrupt)
 			defer time.Sleep(time.Minute)
 		}
 	}
