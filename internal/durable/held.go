@@ -87,8 +87,7 @@ func (h *held) sub(rel string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.keep(rel, d)
-	return d, nil
+	return h.keep(rel, d), nil
 }
 
 func (h *held) known(rel string) *os.File {
@@ -97,10 +96,16 @@ func (h *held) known(rel string) *os.File {
 	return h.below[rel]
 }
 
-func (h *held) keep(rel string, d *os.File) {
+// keep returns the handle that counts from now on: of two, the first.
+func (h *held) keep(rel string, d *os.File) *os.File {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if first := h.below[rel]; first != nil {
+		_ = d.Close()
+		return first
+	}
 	h.below[rel] = d
+	return d
 }
 
 // forget lets go of a directory that has its name no more.

@@ -137,8 +137,7 @@ func (w *Within) Stat(name string) (fs.FileInfo, error) {
 	}
 	info, err := f.Stat()
 	if err == nil && info.IsDir() {
-		h.keep(rel, f)
-		return info, nil
+		return h.keep(rel, f).Stat()
 	}
 	_ = f.Close() // nothing was written
 	if err == nil && info.Mode()&fs.ModeSymlink != 0 {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -162,6 +163,46 @@ func TestWhatIsExchangedWhileLocked(t *testing.T) {
 	}
 	if entries, err := fsys.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("ReadDir after unlock = %v, %v, want what the link leads to", entries, err)
+	}
+}
+
+// TestTheFirstToLookDecides has many look at once for what is exchanged all the
+// time: all see the same.
+func TestTheFirstToLookDecides(t *testing.T) {
+	fsys, dir := within(t, t.TempDir())
+	below, other := filepath.Join(dir, "below"), filepath.Join(dir, "other")
+	must(t, os.Mkdir(below, 0o700), os.Mkdir(other, 0o700))
+	done := make(chan struct{})
+	var exchanging, looking sync.WaitGroup
+	exchanging.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				if err := unix.Renameat2(unix.AT_FDCWD, below, unix.AT_FDCWD, other, unix.RENAME_EXCHANGE); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	seen := make([]fs.FileInfo, 16)
+	for i := range seen {
+		looking.Go(func() {
+			var err error
+			if seen[i], err = fsys.Stat(below); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	looking.Wait()
+	close(done)
+	exchanging.Wait()
+	for _, info := range seen[1:] {
+		if !os.SameFile(info, seen[0]) {
+			t.Error("two directories were seen under one name, want one")
+		}
 	}
 }
 
