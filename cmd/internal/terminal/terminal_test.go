@@ -172,6 +172,31 @@ func TestAskAgainWhereTheAnswerWasSeen(t *testing.T) {
 	}
 }
 
+// TestAskEndsWhereItCannotAskAgain has a descriptor that blocks, as standard input
+// is: nothing interrupts who reads it.
+func TestAskEndsWhereItCannotAskAgain(t *testing.T) {
+	open, operator := pty(t)
+	fd, err := unix.Open(open.Name(), unix.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty := os.NewFile(uintptr(fd), "blocking")
+	ask := writer(func(p []byte) (int, error) {
+		if bytes.HasSuffix(p, []byte(": ")) {
+			show(t, operator)
+			return len(p), unix.Kill(os.Getpid(), unix.SIGCONT)
+		}
+		return len(p), nil
+	})
+	const want = "prompting: the process was stopped while it asked"
+	if line, err := (terminal.Question{TTY: tty, Out: ask, Text: "Name: "}).Ask(t.Context()); err == nil || err.Error() != want {
+		t.Errorf("Ask() = %q, %v, want %s", line, err, want)
+	}
+	if _, err := operator.WriteString("\n"); err != nil { // for who still reads
+		t.Error(err)
+	}
+}
+
 // show switches the echo on.
 func show(t *testing.T, operator *os.File) {
 	t.Helper()
