@@ -135,12 +135,12 @@ func (s suite) waitsForBuild(t *testing.T) {
 	for i, db := range dbs {
 		batch := newRecords(1, 10)
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		err := within(t, 5*time.Second, fmt.Sprintf("Commit of handle %d while another is in build", i), func() error { return db.Commit(ctx, appending(batch)) })
+		err := within(t, slack, fmt.Sprintf("Commit of handle %d while another is in build", i), func() error { return db.Commit(ctx, appending(batch)) })
 		cancel()
 		if err == nil {
 			committed = append(committed, batch...)
 		}
-		readCtx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		readCtx, cancel := context.WithTimeout(t.Context(), slack)
 		if _, _, err := db.Match(readCtx, []registry.Rule{rule(registry.App, "a")}); err != nil {
 			t.Errorf("Match of handle %d while another is in build: %v", i, err)
 		}

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
@@ -223,7 +222,7 @@ func (s suite) closed(t *testing.T) {
 		}
 	}
 	for name, call := range calls(db) {
-		if err := within(t, 5*time.Second, name, func() error { return call(t.Context()) }); err == nil {
+		if err := within(t, slack, name, func() error { return call(t.Context()) }); err == nil {
 			t.Errorf("%s of a closed database succeeded", name)
 		}
 	}

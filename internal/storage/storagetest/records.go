@@ -125,7 +125,7 @@ func settle(ctx context.Context, db audit.Store, records []record, edits ...regi
 }
 
 // settleTimeout is how long a database may be away.
-const settleTimeout = 30 * time.Second
+const settleTimeout = 2 * time.Minute
 
 // allRows reads the log in pages and checks that it has no gap, nothing twice,
 // and hashes that are its own.

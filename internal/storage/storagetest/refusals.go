@@ -205,7 +205,7 @@ func (s suite) refusals(t *testing.T) {
 			c := s.config()
 			c.URL = keys.NewSecret([]byte(srv.URL(database)))
 			r.change(t, &c, srv, database)
-			c.Timeout = 2 * time.Second
+			c.Timeout = 4 * time.Second
 			var log safeBuffer
 			c.Log = zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{MessageKey: "msg"}), &log, zapcore.DebugLevel))
 			err := within(t, c.Timeout+slack, "Open", func() error {

@@ -52,7 +52,7 @@ const (
 )
 
 // startTimeout is how long a server may take until it answers.
-const startTimeout = 60 * time.Second
+const startTimeout = 3 * time.Minute
 
 // Server is a server of a [Group]. Its methods may be called from several
 // goroutines; those that start and end it one at a time.
@@ -195,7 +195,7 @@ func (s *Server) answers(p *process) error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	for {
-		once, cancelOnce := context.WithTimeout(ctx, 2*time.Second)
+		once, cancelOnce := context.WithTimeout(ctx, 10*time.Second)
 		err := s.ping(once, s)
 		cancelOnce()
 		if err == nil {
