@@ -266,6 +266,9 @@ func notes(s *subject.Subject, root [sha256.Size]byte) []string {
 	if len(s.TrustRoot) > 0 && hex.EncodeToString(s.TrustRoot) != hex.EncodeToString(root[:]) {
 		out = append(out, fmt.Sprintf("the KMS itself trusts another root: %x", s.TrustRoot))
 	}
+	if s.Unfinished {
+		out = append(out, subject.UnfinishedHint)
+	}
 	if len(s.Insecure) > 0 {
 		out = append(out, fmt.Sprintf("the KMS says that these settings weaken it: %s", strings.Join(s.Insecure, ", ")))
 	}

@@ -56,6 +56,9 @@ type Subject struct {
 	// PrivateKeys is what the private files of a directory say of themselves,
 	// which nothing here vouches for.
 	PrivateKeys *privatefile.Report
+	// Unfinished tells that the directory is being changed, or that a change of it
+	// was interrupted.
+	Unfinished bool
 	// Plaintext says that the KMS was asked without TLS.
 	Plaintext bool
 }
@@ -78,17 +81,37 @@ const (
 	fileRecord = "bootstrap-info.json"
 	fileCA     = "root-ca.crt"
 	fileRPC    = "rpc.crt"
+	// dirStage is there while the directory is changed (docs/keydir.md).
+	dirStage = ".stage"
 )
 
 const maxCertificateFile = 64 << 10
 
-// FromDir reads the public files of a key directory.
+// FromDir reads the public files of a key directory. An error says so where a
+// change of the directory is not finished.
 func FromDir(dir string) (*Subject, error) {
 	if info, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("reading key directory: %w", err)
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("reading key directory: %s is not a directory", dir)
 	}
+	_, err := os.Lstat(filepath.Join(dir, dirStage))
+	unfinished := err == nil
+	s, err := readPublic(dir)
+	switch {
+	case err == nil:
+		s.Unfinished = unfinished
+	case unfinished:
+		err = fmt.Errorf("%w (%s)", err, UnfinishedHint)
+	}
+	return s, err
+}
+
+// UnfinishedHint says what can be done about a key directory with a stage.
+const UnfinishedHint = "a change of this directory is going on, or was interrupted: it has a " + dirStage +
+	", and the next start of the KMS, or the next kmsctl seal verb, finishes the change or undoes it"
+
+func readPublic(dir string) (*Subject, error) {
 	s, err := readRecord(filepath.Join(dir, fileRecord))
 	if errors.Is(err, os.ErrNotExist) {
 		err = status.WithCode(status.NotVerified, fmt.Errorf("there is nothing to verify: %s has no %s, as a KMS leaves it that was adopted or onboarded without one", dir, fileRecord))

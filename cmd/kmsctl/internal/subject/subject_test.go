@@ -39,6 +39,15 @@ func TestFromDirNeedsNothingSecret(t *testing.T) {
 	if s.Record == nil || s.CA.Certificate == nil || s.Leaf.Certificate == nil || s.Live {
 		t.Errorf("FromDir() = %+v, want record and both certificates", s)
 	}
+	if s.Unfinished {
+		t.Error("FromDir() says that a change of the directory is not finished")
+	}
+	if err := os.Mkdir(filepath.Join(k.Dir, ".stage"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := subject.FromDir(k.Dir); err != nil || !s.Unfinished {
+		t.Errorf("FromDir() with a stage = %+v, %v, want that it is not finished", s, err)
+	}
 	if s.PrivateKeys.State != privatefile.NotReadable {
 		t.Errorf("FromDir() says that the private keys are %s, want %s", s.PrivateKeys.State, privatefile.NotReadable)
 	}
@@ -56,6 +65,9 @@ func TestFromDirRefuses(t *testing.T) {
 		{"no record", func(k *kmstest.KMS) error { return os.Remove(k.Dir + "/bootstrap-info.json") }, "there is nothing to verify", status.NotVerified},
 		{"no root certificate", func(k *kmstest.KMS) error { return os.Remove(k.Dir + "/root-ca.crt") }, "reading certificate: open ", status.Failed},
 		{"no RPC certificate", func(k *kmstest.KMS) error { return os.Remove(k.Dir + "/rpc.crt") }, "reading certificate: open ", status.Failed},
+		{"a file that a commit had not published yet", func(k *kmstest.KMS) error {
+			return errors.Join(os.Mkdir(k.Dir+"/.stage", 0o700), os.Rename(k.Dir+"/rpc.crt", k.Dir+"/.stage/rpc.crt"))
+		}, "rpc.crt: no such file or directory (a change of this directory is going on, or was interrupted", status.Failed},
 		{"a large certificate", func(k *kmstest.KMS) error { return os.Truncate(k.Dir+"/rpc.crt", 1<<20) }, "more than 65536 bytes", status.Failed},
 		{"a large record", func(k *kmstest.KMS) error { return os.Truncate(k.Dir+"/bootstrap-info.json", record.MaxSize+1) }, "more than", status.Failed},
 	}
