@@ -10,10 +10,10 @@ const (
 	// maxTries is how many wrong tries are looked at in any one second, whoever
 	// sends them.
 	maxTries = 3
-	// maxRepeated is how many of them may be of peers that have sent a wrong one
-	// within the memory.
-	maxRepeated = maxTries - 1
-	// memory is how long a peer is known by its last wrong try.
+	// maxGuesser is how many of them may be of guessers: peers that have sent as
+	// many as maxTries within the memory.
+	maxGuesser = maxTries - 1
+	// memory is how long a wrong try of a peer is remembered.
 	memory = time.Minute
 	// maxRemembered is how many there can be in that time.
 	maxRemembered = maxTries * int(memory/time.Second)
@@ -21,9 +21,9 @@ const (
 
 // Tries says which tries of a secret are looked at: at most three wrong ones in
 // any one second, which bounds guessing whatever the number of peers. The last of
-// the three is kept for peers that have sent no wrong one within a minute, so that
-// a few who guess all the time do not keep out who knows the secret: that takes
-// another address every second. A peer is an IPv4 address, or a /64 of IPv6.
+// the three is not for peers that have sent three wrong ones within a minute, so
+// that a few who guess all the time do not keep out who knows the secret. A peer is
+// an IPv4 address, or a /64 of IPv6.
 //
 // The zero value is ready. Its methods must not be called at once.
 type Tries struct {
@@ -42,7 +42,7 @@ type try struct {
 // at.
 func (t *Tries) Allow(peer string, now time.Time) bool {
 	from := peerOf(peer)
-	recent, known := 0, false
+	recent, ofPeer := 0, 0
 	for i := range t.wrong {
 		w := &t.wrong[i]
 		age := now.Sub(w.at)
@@ -52,9 +52,11 @@ func (t *Tries) Allow(peer string, now time.Time) bool {
 		if age < time.Second {
 			recent++
 		}
-		known = known || w.peer == from
+		if w.peer == from {
+			ofPeer++
+		}
 	}
-	return recent < maxRepeated || recent < maxTries && !known
+	return recent < maxGuesser || recent < maxTries && ofPeer < maxTries
 }
 
 // Wrong notes that a try is wrong. What it returns takes that back: a try that

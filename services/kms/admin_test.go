@@ -195,8 +195,9 @@ func TestAdminCredentialsWithoutTokenOrUsers(t *testing.T) {
 	}
 }
 
-// TestAdminCredentialsSlowGuesses looks at two wrong tries of one peer a second,
-// and then at nothing of it, the right token included; and at three in all.
+// TestAdminCredentialsSlowGuesses looks at three wrong tries a second in all, and
+// then at nothing, the right token included; a second later, at two of the one that
+// guessed.
 func TestAdminCredentialsSlowGuesses(t *testing.T) {
 	core, logs := observer.New(zap.WarnLevel)
 	clk := &clock{now: time.Unix(1_700_000_000, 0)}
@@ -232,23 +233,28 @@ func TestAdminCredentialsSlowGuesses(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := logs.Len(); n != 2 {
-		t.Errorf("%d wrong tries were looked at, want 2", n)
+	if n := logs.Len(); n != 3 {
+		t.Errorf("%d wrong tries were looked at, want 3", n)
 	}
 	for _, e := range logs.All() {
 		if e.Message != "wrong admin credential" || e.ContextMap()["peer"] != "192.0.2.1:1234" || len(e.Context) != 1 {
 			t.Errorf("log line %q %v, want the peer alone", e.Message, e.ContextMap())
 		}
 	}
-	if got := try(right); got != http.StatusUnauthorized {
-		t.Errorf("right token after too many wrong ones: status %d, want 401", got)
+	for peer, got := range map[string]int{hostile: try(right), other: tryFrom(other, right)} {
+		if got != http.StatusUnauthorized {
+			t.Errorf("right token of %s after three wrong ones: status %d, want 401", peer, got)
+		}
+	}
+	clk.turn(1100 * time.Millisecond)
+	for range 2 {
+		try(func(r *http.Request) { r.Header.Set("X-Admin-Token", "canary-guess") })
+	}
+	if got := try(right); got != http.StatusUnauthorized || logs.Len() != 5 {
+		t.Errorf("right token of the one that guesses: status %d, %d were looked at, want 401 and 5", got, logs.Len())
 	}
 	if got := tryFrom(other, right); got != http.StatusOK {
 		t.Errorf("right token of another peer meanwhile: status %d, want 200", got)
-	}
-	tryFrom(other, func(r *http.Request) { r.Header.Set("X-Admin-Token", "canary-guess") })
-	if got := tryFrom("192.0.2.3:1234", right); got != http.StatusUnauthorized || logs.Len() != 3 {
-		t.Errorf("right token after three wrong ones: status %d, %d were looked at, want 401 and 3", got, logs.Len())
 	}
 	clk.turn(1100 * time.Millisecond)
 	for range 10 { // passwords that are right do not count
