@@ -76,6 +76,10 @@ func (q Question) Ask(ctx context.Context) (line []byte, err error) {
 
 // once asks, and returns errAgain with a line that may have been seen.
 func (q Question) once(ctx context.Context, before *unix.Termios, continued <-chan os.Signal) ([]byte, error) {
+	select {
+	case <-continued: // before this question
+	default:
+	}
 	if err := setState(q.TTY, hidden(before)); err != nil {
 		return nil, fmt.Errorf("hiding what is typed: %w", err)
 	}
