@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	gosync "sync"
 	"syscall"
 
@@ -28,6 +29,7 @@ type held struct {
 	below map[string]*os.File
 }
 
+// hold opens and locks a directory; it does not wait for the lock.
 func hold(name string) (*held, error) {
 	root, err := os.OpenRoot(name)
 	if err != nil {
@@ -38,12 +40,13 @@ func hold(name string) (*held, error) {
 		return nil, errors.Join(err, root.Close())
 	}
 	h := &held{root: root, dir: dir, below: map[string]*os.File{}}
-	info, err := dir.Stat()
+	if h.shared, err = shared(dir); err == nil {
+		err = flock(dir, name)
+	}
 	if err != nil {
 		h.close()
 		return nil, err
 	}
-	h.shared = shared(info)
 	return h, nil
 }
 
@@ -58,16 +61,37 @@ func (h *held) close() {
 	_ = h.dir.Close()
 }
 
-// shared reports whether others than this user, its group and root can change
-// what is in a directory. Access control lists show in the bits of the group.
-func shared(info fs.FileInfo) bool {
+// shared reports whether others than this user, its groups and root can change
+// what is in a directory.
+func shared(dir *os.File) (bool, error) {
+	info, err := dir.Stat()
+	if err != nil {
+		return false, err
+	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
-		return true
+		return true, nil
 	}
-	mode := info.Mode().Perm()
-	owner, group := int(stat.Uid), int(stat.Gid)
-	return owner != 0 && owner != os.Geteuid() || mode&0o002 != 0 || mode&0o020 != 0 && group != os.Getegid()
+	const group, others = 0o020, 0o002
+	switch mode, owner := info.Mode(), int(stat.Uid); {
+	case owner != 0 && owner != os.Geteuid(), mode&others != 0:
+		return true, nil
+	case mode&group == 0: // which bounds an access control list too
+		return false, nil
+	}
+	groups, err := os.Getgroups()
+	if err != nil {
+		return false, err
+	}
+	ours := slices.Contains(append(groups, os.Getegid()), int(stat.Gid))
+	return !ours || hasACL(dir), nil
+}
+
+// hasACL reports whether there is an access control list: the bits of the group
+// are then those of whoever is in it.
+func hasACL(dir *os.File) bool {
+	_, err := unix.Fgetxattr(int(dir.Fd()), "system.posix_acl_access", nil)
+	return !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS)
 }
 
 // sub returns the handle of the directory with that path from here.

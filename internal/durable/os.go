@@ -88,7 +88,12 @@ func (OS) RenameNew(oldName, newName string) error {
 }
 
 func renameAt(from int, oldName string, to int, newName string) error {
-	return unix.Renameat(from, oldName, to, newName)
+	for {
+		// As os.Rename does, where a signal came in between.
+		if err := unix.Renameat(from, oldName, to, newName); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 func renameNewAt(from int, oldName string, to int, newName string) error {
@@ -177,7 +182,7 @@ func (OS) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(ctx, f, name); err != nil {
+	if err := poll(ctx, name, func() error { return flock(f, name) }); err != nil {
 		// The lock's error is the one that tells what happened.
 		_ = f.Close()
 		return nil, err
@@ -186,18 +191,25 @@ func (OS) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-func flock(ctx context.Context, f *os.File, name string) error {
+// flock takes the lock of an open directory, or fails with EWOULDBLOCK.
+func flock(f *os.File, name string) error {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return &fs.PathError{Op: "flock", Path: name, Err: err}
+	}
+	return nil
+}
+
+// poll tries to take a lock until that does not fail with EWOULDBLOCK.
+func poll(ctx context.Context, name string, try func() error) error {
 	tick := time.NewTicker(lockPoll)
 	defer tick.Stop()
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := try()
 		switch {
-		case err == nil:
-			return nil
 		case errors.Is(err, unix.EINTR):
 			continue
 		case !errors.Is(err, unix.EWOULDBLOCK):
-			return &fs.PathError{Op: "flock", Path: name, Err: err}
+			return err
 		}
 		select {
 		case <-ctx.Done():

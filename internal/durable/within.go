@@ -23,7 +23,8 @@ import (
 //
 // Links below the directory are never followed. Those in the directory itself are
 // by ReadFile, Stat, Chmod and Sync: wherever they lead where only this user, its
-// group and root can write the directory, else to what is in it and nowhere else.
+// groups and root can write the directory, else to what is in it, by a relative way
+// that stays in it, and nowhere else.
 type Within struct {
 	dir  string
 	held atomic.Pointer[held]
@@ -294,15 +295,22 @@ func (w *Within) Lock(ctx context.Context, name string) (unlock func(), err erro
 	if filepath.Clean(name) != w.dir {
 		return OS{}.Lock(ctx, name)
 	}
-	h, err := hold(name)
+	var h *held
+	err = poll(ctx, name, func() (err error) {
+		// Opened anew every time: while another one has the lock, the name may
+		// become that of another directory.
+		if h, err = hold(name); err != nil {
+			return err
+		}
+		if !w.held.CompareAndSwap(nil, h) {
+			h.close()
+			return unix.EWOULDBLOCK
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(ctx, h.dir, name); err != nil {
-		h.close()
-		return nil, err
-	}
-	w.held.Store(h)
 	return func() {
 		if w.held.CompareAndSwap(h, nil) {
 			h.close()

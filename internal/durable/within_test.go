@@ -1,6 +1,8 @@
 package durable_test
 
 import (
+	"context"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"os"
@@ -97,27 +99,59 @@ func TestWhoseLinksLeadOut(t *testing.T) {
 	type whose struct {
 		mode     fs.FileMode
 		uid, gid int
-		out      bool
+		// list is whether an access control list has what another user may do.
+		list, out bool
 	}
 	me, mine := os.Geteuid(), os.Getegid()
 	tests := []whose{
-		{0o755, me, mine, true},
-		{0o770, me, mine, true},
-		{0o1777, me, mine, false},
-		{0o702, me, mine, false},
+		{0o755, me, mine, false, true},
+		{0o770, me, mine, false, true},
+		{0o1777, me, mine, false, false},
+		{0o702, me, mine, false, false},
+		{0o770, me, mine, true, false},
+		{0o750, me, mine, true, true}, // who is in the list may read
 	}
 	if me == 0 { // who alone can give directories away
-		tests = append(tests, whose{0o755, 12345, mine, false}, whose{0o755, me, 12345, true}, whose{0o775, me, 12345, false})
+		groups, err := os.Getgroups()
+		must(t, err, syscall.Setgroups([]int{54321}))
+		defer func() { must(t, syscall.Setgroups(groups)) }()
+		tests = append(tests, whose{0o755, 12345, mine, false, false}, whose{0o755, me, 12345, false, true}, whose{0o775, me, 12345, false, false},
+			whose{0o2775, me, 54321, false, true}, whose{0o775, me, 54321, true, false})
 	}
 	for _, tt := range tests {
 		dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "outside")
 		must(t, os.WriteFile(outside, nil, 0o600), os.Symlink(outside, filepath.Join(dir, "link")), os.Chown(dir, tt.uid, tt.gid), unix.Chmod(dir, uint32(tt.mode)))
+		if tt.list {
+			if err := list(dir, 12345, tt.mode); errors.Is(err, unix.EOPNOTSUPP) {
+				continue // nobody can be in a list here
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
 		fsys, _ := within(t, dir)
 		_, err := fsys.ReadFile(filepath.Join(dir, "link"), 10)
 		if tt.out && err != nil || !tt.out && (err == nil || !strings.Contains(err.Error(), leadsOut)) {
 			t.Errorf("%+v: ReadFile = %v", tt, err)
 		}
 	}
+}
+
+// list gives a directory an access control list with all rights for a user, as far
+// as the mode leaves them to the group.
+func list(dir string, user uint32, mode fs.FileMode) error {
+	type entry struct {
+		Tag, Perm uint16
+		ID        uint32
+	}
+	const none = ^uint32(0)
+	text, err := binary.Append([]byte{2, 0, 0, 0}, binary.LittleEndian, []entry{
+		{0x01, uint16(mode >> 6 & 7), none},
+		{0x02, 7, user},
+		{0x04, 5, none},
+		{0x10, uint16(mode >> 3 & 7), none}, // the mask
+		{0x20, uint16(mode & 7), none},
+	})
+	return errors.Join(err, unix.Setxattr(dir, "system.posix_acl_access", text, 0))
 }
 
 // TestWhatIsExchangedWhileLocked has both directories moved away after they were
@@ -316,6 +350,14 @@ func TestUnlockLeavesNothingOpen(t *testing.T) {
 		unlock() // once more does nothing
 		must(t, os.Remove(filepath.Join(dir, "b")))
 	}
+	unlock, err := durable.OS{}.Lock(t.Context(), dir)
+	must(t, err)
+	wait, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := fsys.Lock(wait, dir); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "held by another process") {
+		t.Errorf("Lock of a locked directory = %v, want it held by another process", err)
+	}
+	unlock()
 	if got := open(); got > before {
 		t.Errorf("%d descriptors are open, want %d", got, before)
 	}
@@ -325,6 +367,51 @@ func TestUnlockLeavesNothingOpen(t *testing.T) {
 	gone := durable.NewWithin(filepath.Join(dir, "none"))
 	if _, err := gone.Lock(t.Context(), filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Lock of a directory that is not there = %v, want ErrNotExist", err)
+	}
+}
+
+// TestTheDirectoryIsTheOneAtTheEndOfTheWait has another directory get the name
+// while the lock is waited for: by another process, then by this one.
+func TestTheDirectoryIsTheOneAtTheEndOfTheWait(t *testing.T) {
+	for name, first := range map[string]func(dir string, fsys *durable.Within) durable.FS{
+		"another process": func(string, *durable.Within) durable.FS { return durable.OS{} },
+		"this one":        func(_ string, fsys *durable.Within) durable.FS { return fsys },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "dir")
+			must(t, os.Mkdir(dir, 0o700))
+			fsys := durable.NewWithin(dir)
+			unlockFirst, err := first(dir, fsys).Lock(t.Context(), dir)
+			must(t, err)
+			locked := make(chan func(), 1)
+			go func() {
+				unlock, err := fsys.Lock(t.Context(), dir)
+				if err != nil {
+					t.Error(err)
+				}
+				locked <- unlock
+			}()
+			select {
+			case <-locked:
+				t.Fatal("Lock of a locked directory did not wait")
+			case <-time.After(100 * time.Millisecond):
+			}
+			must(t, os.Rename(dir, dir+".old"), os.Mkdir(dir, 0o700))
+			if name == "this one" {
+				time.Sleep(100 * time.Millisecond)
+				must(t, durable.WriteNew(fsys, filepath.Join(dir, "first"), nil, 0o600))
+				if _, err := os.Stat(filepath.Join(dir+".old", "first")); err != nil {
+					t.Errorf("%v, want who has the lock to go on in the directory that was locked", err)
+				}
+			}
+			unlockFirst()
+			unlock := <-locked
+			must(t, durable.WriteNew(fsys, filepath.Join(dir, "second"), nil, 0o600))
+			unlock()
+			if _, err := os.Stat(filepath.Join(dir, "second")); err != nil {
+				t.Errorf("%v, want the file in the directory that has the name", err)
+			}
+		})
 	}
 }
 
