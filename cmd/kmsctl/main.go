@@ -21,6 +21,9 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// What is being waited for may not end with ctx; a second signal ends the process
+	// at once.
+	context.AfterFunc(ctx, stop)
 	return cli.Run(ctx, cli.Environment{
 		Args:    os.Args[1:],
 		Stdin:   os.Stdin,

@@ -40,8 +40,8 @@ func Weaknesses(s config.Seal) []string {
 		out = append(out, fmt.Sprintf("core.seal.passphrase.work_factor is %d, which makes guesses of the passphrase cheap", p.WorkFactor))
 	}
 	if p := s.Passphrase; p.Enabled && p.File != "" {
-		// A file that is not there is told of where it is read.
-		if info, err := os.Stat(p.File); err == nil && info.Mode()&0o007 != 0 {
+		// What is not there, or no file, is told of where it is read.
+		if info, err := os.Stat(p.File); err == nil && info.Mode().IsRegular() && info.Mode()&0o007 != 0 {
 			out = append(out, fmt.Sprintf("core.seal.passphrase.file is open to every user of this machine (mode %04o): chmod o= %s",
 				info.Mode().Perm(), p.File))
 		}

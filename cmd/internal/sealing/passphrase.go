@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/internal/terminal"
 	"teekms/internal/config"
 	"teekms/internal/keys"
@@ -121,54 +123,75 @@ func Old(c config.Core, from From, read func(context.Context) (keys.Secret, erro
 // feed at its end, or carriage return and line feed, is not part of it. A link is
 // followed, as a mounted secret may be one; what is no regular file is refused.
 func readFile(key, path string) (keys.Secret, error) {
+	secret, err := readRegular(path)
+	if err != nil {
+		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)
+	}
+	return secret, nil
+}
+
+func readRegular(path string) (keys.Secret, error) {
 	// Without waiting, or the writer of a FIFO would be waited for.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) //nolint:gosec // the operator and the service manager name it
 	if err != nil {
-		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)
+		return keys.Secret{}, err
 	}
 	defer f.Close() //nolint:errcheck // only read
 	info, err := f.Stat()
 	if err != nil {
-		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)
+		return keys.Secret{}, err
 	}
 	if !info.Mode().IsRegular() {
-		return keys.Secret{}, fmt.Errorf("%s: %s is no regular file", key, path)
+		return keys.Secret{}, fmt.Errorf("%s is no regular file", path)
 	}
-	return read(key, path, f)
+	return read(path, f)
 }
 
 // ReadOld reads a passphrase that files were sealed to before, as that of the
 // configuration is read: from the file that flag names, from stdin for "-".
-func ReadOld(flag, path string, stdin io.Reader) (keys.Secret, error) {
-	if path == "-" {
-		return read(flag, "standard input", stdin)
-	}
-	// A pipe is as good as a file: shells write <(command) so.
-	f, err := os.Open(path)
+func ReadOld(ctx context.Context, flag, path string, stdin io.Reader) (keys.Secret, error) {
+	secret, err := argfile.Within(ctx, func() (keys.Secret, error) {
+		if path == "-" {
+			return read("standard input", stdin)
+		}
+		// A pipe is as good as a file: shells write <(command) so.
+		f, err := os.Open(path)
+		if err != nil {
+			return keys.Secret{}, err
+		}
+		defer f.Close() //nolint:errcheck // only read
+		// A terminal would show what is typed, and the others have no end.
+		if info, err := f.Stat(); err == nil && info.Mode()&fs.ModeDevice != 0 {
+			return keys.Secret{}, fmt.Errorf("%s is a device, neither a file nor a pipe", path)
+		}
+		return read(path, f)
+	})
 	if err != nil {
 		return keys.Secret{}, fmt.Errorf("%s: %w", flag, err)
 	}
-	defer f.Close() //nolint:errcheck // only read
-	return read(flag, path, f)
+	return secret, nil
 }
 
 // read reads a passphrase from what path names.
-func read(key, path string, from io.Reader) (keys.Secret, error) {
+func read(path string, from io.Reader) (keys.Secret, error) {
 	data, err := io.ReadAll(io.LimitReader(from, maxPassphrase+1))
 	defer clear(data)
 	if err != nil {
-		return keys.Secret{}, fmt.Errorf("%s: %w", key, err)
+		return keys.Secret{}, err
 	}
-	text := bytes.TrimSuffix(bytes.TrimSuffix(data, []byte("\n")), []byte("\r"))
+	text, ended := bytes.CutSuffix(data, []byte("\n"))
+	if ended {
+		text = bytes.TrimSuffix(text, []byte("\r"))
+	}
 	switch {
 	case len(data) > maxPassphrase:
-		return keys.Secret{}, fmt.Errorf("%s: %s is larger than %d bytes", key, path, maxPassphrase)
+		return keys.Secret{}, fmt.Errorf("%s is larger than %d bytes", path, maxPassphrase)
 	case len(text) == 0:
-		return keys.Secret{}, fmt.Errorf("%s: %s is empty", key, path)
+		return keys.Secret{}, fmt.Errorf("%s is empty", path)
 	case bytes.ContainsAny(text, "\n"):
-		return keys.Secret{}, fmt.Errorf("%s: %s has more than one line", key, path)
+		return keys.Secret{}, fmt.Errorf("%s has more than one line", path)
 	case bytes.IndexByte(text, 0) >= 0:
-		return keys.Secret{}, fmt.Errorf("%s: %s has NUL bytes in it, which no passphrase has: was it zeroed by a crash?", key, path)
+		return keys.Secret{}, fmt.Errorf("%s has NUL bytes in it, which no passphrase has: was it zeroed by a crash?", path)
 	}
 	return keys.NewSecret(text), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -102,8 +103,11 @@ func TestPassphraseIsTheSameFromEverySource(t *testing.T) {
 			t.Errorf("credential of %q: %v", content, err)
 		}
 	}
-	if err := opens(t, core(t, "file = '"+write(t, "correct horse \n")+"'"), files); err == nil || !strings.Contains(err.Error(), "wrong passphrase") {
-		t.Errorf("another passphrase = %v, want it refused", err)
+	// What ends no line is part of it.
+	for _, content := range []string{"correct horse \n", "correct horse\r", "correct horse\r\r\n"} {
+		if err := opens(t, core(t, "file = '"+write(t, content)+"'"), files); err == nil || !strings.Contains(err.Error(), "wrong passphrase") {
+			t.Errorf("file of %q = %v, want it refused as another passphrase", content, err)
+		}
 	}
 }
 
@@ -270,6 +274,10 @@ func TestWeaknesses(t *testing.T) {
 	if err := os.Chmod(open, 0o604); err != nil {
 		t.Fatal(err)
 	}
+	device := filepath.Join(t.TempDir(), "device")
+	if err := os.Symlink("/dev/zero", device); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name string
 		edit func(*config.Seal)
@@ -282,6 +290,9 @@ func TestWeaknesses(t *testing.T) {
 		{"a file that everybody reads", func(s *config.Seal) {
 			s.Passphrase.Enabled, s.Passphrase.File, s.Passphrase.WorkFactor = true, open, 18
 		}, "core.seal.passphrase.file is open to every user of this machine (mode 0604)"},
+		{"a link to a device", func(s *config.Seal) {
+			s.Passphrase.Enabled, s.Passphrase.File, s.Passphrase.WorkFactor = true, device, 18
+		}, ""},
 		{"nothing", func(s *config.Seal) {
 			s.Passphrase.Enabled, s.Passphrase.File, s.Passphrase.WorkFactor = true, write(t, "x"), 18
 		}, ""},
@@ -319,8 +330,29 @@ func TestOldPassphraseMayComeThroughAPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Close()
-	got, err := sealing.ReadOld("--old-passphrase-file", fmt.Sprintf("/dev/fd/%d", r.Fd()), nil)
+	got, err := sealing.ReadOld(t.Context(), "--old-passphrase-file", fmt.Sprintf("/dev/fd/%d", r.Fd()), nil)
 	if err != nil || string(got.Bytes()) != "correct horse" {
 		t.Errorf("ReadOld(pipe) = %d bytes, %v, want the passphrase", got.Len(), err)
+	}
+}
+
+func TestOldPassphraseIsNoDevice(t *testing.T) {
+	for _, path := range []string{"/dev/zero", os.DevNull} {
+		_, err := sealing.ReadOld(t.Context(), "--old-passphrase-file", path, nil)
+		if want := "--old-passphrase-file: " + path + " is a device"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("ReadOld(%s) = %v, want %q in it", path, err, want)
+		}
+	}
+}
+
+func TestOldPassphraseIsWaitedForNoLongerThanTheContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r, w := io.Pipe() // standard input of which nothing comes
+	defer w.Close()
+	for _, path := range []string{fifo(t), "-"} {
+		if _, err := sealing.ReadOld(ctx, "--old-passphrase-file", path, r); !errors.Is(err, context.Canceled) || !strings.HasPrefix(err.Error(), "--old-passphrase-file: ") {
+			t.Errorf("ReadOld(%s) = %v, want that of the context, and the flag", path, err)
+		}
 	}
 }

@@ -470,7 +470,7 @@ func TestNothingUncheckedPasses(t *testing.T) {
 func TestARecordAloneLeavesCertificatesOpen(t *testing.T) {
 	k := kmstest.New(t, simtd.Config{})
 	for _, caFile := range []string{"", k.Dir + "/root-ca.crt"} {
-		s, err := subject.FromInfo(k.Dir+"/bootstrap-info.json", caFile)
+		s, err := subject.FromInfo(t.Context(), k.Dir+"/bootstrap-info.json", caFile)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,11 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -18,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/kmsctl/internal/status"
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/internal/audit"
@@ -87,11 +86,11 @@ func (f *adminFlags) client(cmd *cobra.Command, env Environment) (*adminClient, 
 	if f.caCert != "" && base.Scheme != "https" {
 		return nil, usagef(cmd, "--ca-cert goes with https://")
 	}
-	config, err := f.tls()
+	config, err := f.tls(cmd.Context())
 	if err != nil {
 		return nil, err
 	}
-	token, err := f.token(env)
+	token, err := f.token(cmd.Context(), env)
 	if err != nil {
 		return nil, fmt.Errorf("--admin-token-file: %w", err)
 	}
@@ -117,11 +116,11 @@ func loopback(u *url.URL) bool {
 
 // tls identifies the KMS by its root certificate, whatever name it was called
 // by, or as any other server without one.
-func (f *adminFlags) tls() (*tls.Config, error) {
+func (f *adminFlags) tls(ctx context.Context) (*tls.Config, error) {
 	if f.caCert == "" {
 		return &tls.Config{MinVersion: tls.VersionTLS12}, nil
 	}
-	text, err := os.ReadFile(f.caCert)
+	text, err := argfile.Read(ctx, f.caCert, maxRootFile)
 	if err != nil {
 		return nil, fmt.Errorf("--ca-cert: %w", err)
 	}
@@ -166,12 +165,12 @@ func verifyKMS(cs tls.ConnectionState, root *x509.Certificate) error {
 }
 
 // token reads the credential, "" where there is none: a listener may want none.
-func (f *adminFlags) token(env Environment) (string, error) {
+func (f *adminFlags) token(ctx context.Context, env Environment) (string, error) {
 	switch f.tokenFile {
 	case "":
 		return strings.TrimSpace(env.Getenv(envAdminToken)), nil
 	case "-":
-		text, err := io.ReadAll(io.LimitReader(env.stdin(), maxToken))
+		text, err := argfile.Within(ctx, func() ([]byte, error) { return argfile.All(env.stdin(), "standard input", maxToken) })
 		token := strings.TrimSpace(string(text))
 		if err == nil && (token == "" || strings.ContainsAny(token, "\r\n")) {
 			err = errors.New("standard input does not hold one line")

@@ -5,13 +5,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"teekms/client"
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/kmsctl/internal/expect"
 	"teekms/cmd/kmsctl/internal/status"
 	"teekms/internal/prpc/call"
@@ -198,7 +198,7 @@ func (f *appFlags) config(cmd *cobra.Command, env Environment) (cfg client.Confi
 		cfg.Policy.Check = func(facts *client.Facts) error { return mismatches(ofEvidence, factValues(facts)) }
 	}
 	if f.caCert != "" {
-		if cfg.CACert, err = os.ReadFile(f.caCert); err != nil {
+		if cfg.CACert, err = argfile.Read(cmd.Context(), f.caCert, maxRootFile); err != nil {
 			return cfg, nil, fmt.Errorf("--ca-cert: %w", err)
 		}
 	}

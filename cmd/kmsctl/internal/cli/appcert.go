@@ -4,13 +4,13 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"teekms/client"
+	"teekms/cmd/internal/argfile"
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/internal/keys"
 )
@@ -85,7 +85,7 @@ func (f *certFlags) run(cmd *cobra.Command, env Environment) error {
 	if err := f.workload(cmd, &cfg, false); err != nil {
 		return err
 	}
-	if req.Key, err = f.subjectKey(); err != nil {
+	if req.Key, err = f.subjectKey(cmd.Context()); err != nil {
 		return err
 	}
 	return f.with(cmd, cfg, func(ctx context.Context, c *client.Client) error {
@@ -115,11 +115,11 @@ func (f *certFlags) validate(cmd *cobra.Command, req *client.CertRequest) error 
 }
 
 // subjectKey reads the key to certify, or makes one.
-func (f *certFlags) subjectKey() (*ecdsa.PrivateKey, error) {
+func (f *certFlags) subjectKey(ctx context.Context) (*ecdsa.PrivateKey, error) {
 	if f.key == "" {
 		return keys.NewKey()
 	}
-	text, err := os.ReadFile(f.key)
+	text, err := argfile.Read(ctx, f.key, maxRootFile)
 	if err != nil {
 		return nil, fmt.Errorf("--key: %w", err)
 	}

@@ -6,14 +6,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/kmsctl/internal/auditcheck"
 	"teekms/cmd/kmsctl/internal/record"
 	"teekms/cmd/kmsctl/internal/status"
@@ -93,7 +92,7 @@ func (f *rootFlags) options(cmd *cobra.Command, admin *adminFlags) (auditcheck.O
 	case given == 0:
 		rootCA = admin.caCert
 	}
-	spki, err := f.spki(rootCA)
+	spki, err := f.spki(cmd.Context(), rootCA)
 	if err != nil {
 		return auditcheck.Options{}, err
 	}
@@ -108,9 +107,9 @@ func (f *rootFlags) options(cmd *cobra.Command, admin *adminFlags) (auditcheck.O
 	return auditcheck.Options{Root: root, SPKI: spki}, nil
 }
 
-func (f *rootFlags) spki(rootCA string) ([]byte, error) {
+func (f *rootFlags) spki(ctx context.Context, rootCA string) ([]byte, error) {
 	if f.info != "" {
-		text, err := readBounded(f.info, record.MaxSize)
+		text, err := argfile.Read(ctx, f.info, record.MaxSize)
 		if err != nil {
 			return nil, fmt.Errorf("--info: %w", err)
 		}
@@ -120,7 +119,7 @@ func (f *rootFlags) spki(rootCA string) ([]byte, error) {
 		}
 		return r.CAPublic, nil
 	}
-	text, err := readBounded(rootCA, maxRootFile)
+	text, err := argfile.Read(ctx, rootCA, maxRootFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading the root CA certificate: %w", err)
 	}
@@ -131,31 +130,17 @@ func (f *rootFlags) spki(rootCA string) ([]byte, error) {
 	return c.RawSubjectPublicKeyInfo, nil
 }
 
-// readBounded reads a file of at most limit bytes.
-func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // nothing was written
-	text, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(text)) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
-	return text, err
-}
-
 // replaceFile writes a file that is whole or as it was.
 func replaceFile(path string, text []byte) error {
 	return durable.WriteFile(durable.OS{}, path, text, 0o644)
 }
 
 // older reads a checkpoint that was kept.
-func older(path string) (string, error) {
+func older(ctx context.Context, path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
-	text, err := readBounded(path, maxNote)
+	text, err := argfile.Read(ctx, path, maxNote)
 	if err != nil {
 		return "", fmt.Errorf("--checkpoint: %w", err)
 	}

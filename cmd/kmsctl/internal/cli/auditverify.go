@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/kmsctl/internal/auditcheck"
 	"teekms/cmd/kmsctl/internal/terminal"
 	"teekms/internal/audit"
@@ -63,7 +65,7 @@ func (f *auditVerifyFlags) run(cmd *cobra.Command, env Environment, admin *admin
 	if err != nil {
 		return err
 	}
-	if o.Older, err = older(f.checkpoint); err != nil {
+	if o.Older, err = older(cmd.Context(), f.checkpoint); err != nil {
 		return err
 	}
 	source, done, err := f.source(cmd, env, admin)
@@ -97,8 +99,21 @@ func (f *auditVerifyFlags) source(cmd *cobra.Command, env Environment, admin *ad
 		c, err := admin.client(cmd, env)
 		return running{c}, func() {}, err
 	}
-	export := auditcheck.OpenFile(func() (io.ReadCloser, error) { return os.Open(f.file) })
+	export := auditcheck.OpenFile(func() (io.ReadCloser, error) { return openRegular(f.file) })
 	return export, func() { _ = export.Close() }, nil
+}
+
+// openRegular opens a file, and no pipe: an export is read twice.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe has its writer waited for
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() {
+		_ = f.Close() // only read
+		return nil, fmt.Errorf("%s is no regular file, and is to be read twice", path)
+	}
+	return f, nil
 }
 
 type checkpointJSON struct {
@@ -182,7 +197,7 @@ without showing the records.`,
 		if err != nil {
 			return err
 		}
-		if o.Older, err = older(before); err != nil {
+		if o.Older, err = older(cmd.Context(), before); err != nil {
 			return err
 		}
 		c, err := admin.client(cmd, env)
@@ -229,7 +244,7 @@ Where the log does not verify, nothing is left at FILE.`,
 		if err != nil {
 			return err
 		}
-		if o.Older, err = older(before); err != nil {
+		if o.Older, err = older(cmd.Context(), before); err != nil {
 			return err
 		}
 		c, err := admin.client(cmd, env)
@@ -336,7 +351,7 @@ func (f *auditProveFlags) run(cmd *cobra.Command, args []string, env Environment
 
 func (f *auditProveFlags) proof(cmd *cobra.Command, args []string, env Environment, admin *adminFlags, o auditcheck.Options) (*auditcheck.Proof, error) {
 	if f.file != "" {
-		text, err := readBounded(f.file, auditcheck.MaxProof)
+		text, err := argfile.Read(cmd.Context(), f.file, auditcheck.MaxProof)
 		if err != nil {
 			return nil, fmt.Errorf("--file: %w", err)
 		}

@@ -185,7 +185,7 @@ func (f *serverFlags) config(cmd *cobra.Command, env Environment, secrets *secre
 	}
 	cfg.Token = shared.AccessToken
 	if f.tokenFile != "" {
-		if cfg.Token, _, err = secrets.Get(secret.Source{Flag: "bootstrap-token", File: f.tokenFile}); err != nil {
+		if cfg.Token, _, err = secrets.Get(cmd.Context(), secret.Source{Flag: "bootstrap-token", File: f.tokenFile}); err != nil {
 			return cfg, err
 		}
 	}
@@ -215,7 +215,7 @@ func (f *serverFlags) certificate(cmd *cobra.Command, secrets *secret.Reader, sh
 		}
 		return &cert, nil
 	case f.clientP12 != "":
-		password, found, err := secrets.Get(secret.Source{Flag: "client-p12-password", File: f.clientPassFile})
+		password, found, err := secrets.Get(cmd.Context(), secret.Source{Flag: "client-p12-password", File: f.clientPassFile})
 		if err != nil {
 			return nil, err
 		}

@@ -80,7 +80,7 @@ func (f *bootstrapStartFlags) posts(cmd *cobra.Command, secrets *secret.Reader) 
 	switch f.databaseType {
 	case bootstrapserver.SQLite, bootstrapserver.SQLiteEnc:
 		p.database.Path = f.sqlitePath
-		p.database.MasterPassword, _, err = secrets.Get(secret.Source{Flag: "sqlite-master-password", File: f.sqlitePasswordFile})
+		p.database.MasterPassword, _, err = secrets.Get(cmd.Context(), secret.Source{Flag: "sqlite-master-password", File: f.sqlitePasswordFile})
 	case bootstrapserver.RedisFindex:
 		p.database.Label = f.redisLabel
 		if p.database.MasterPassword, err = f.redisMasterPassword(cmd, secrets); err != nil {
@@ -88,7 +88,7 @@ func (f *bootstrapStartFlags) posts(cmd *cobra.Command, secrets *secret.Reader) 
 		}
 		fallthrough
 	default:
-		p.database.URL, _, err = secrets.Get(secret.Source{
+		p.database.URL, _, err = secrets.Get(cmd.Context(), secret.Source{
 			Flag: "database-url", Value: f.databaseURL, Given: cmd.Flags().Changed("database-url"), File: f.databaseURLFile,
 			Quiet: !holdsPassword(f.databaseURL),
 		})
@@ -115,7 +115,7 @@ func holdsPassword(raw string) bool {
 }
 
 func (f *bootstrapStartFlags) redisMasterPassword(cmd *cobra.Command, secrets *secret.Reader) (keys.Secret, error) {
-	password, found, err := secrets.Get(secret.Source{
+	password, found, err := secrets.Get(cmd.Context(), secret.Source{
 		Flag: "redis-master-password", Value: f.redisPassword, Given: cmd.Flags().Changed("redis-master-password"), File: f.redisPasswordFile,
 	})
 	switch {
@@ -133,7 +133,7 @@ func (f *bootstrapStartFlags) redisMasterPassword(cmd *cobra.Command, secrets *s
 
 // readPKCS12 reads the file, and finds out whether a password is missing.
 func (f *bootstrapStartFlags) readPKCS12(cmd *cobra.Command, secrets *secret.Reader, p *posts) error {
-	password, found, err := secrets.Get(secret.Source{
+	password, found, err := secrets.Get(cmd.Context(), secret.Source{
 		Flag: "https-p12-password", Value: f.p12Password, Given: cmd.Flags().Changed("https-p12-password"), File: f.p12PassFile,
 	})
 	if err != nil {

@@ -48,7 +48,7 @@ func (f *expectFlags) set(cmd *cobra.Command) (expect.Set, error) {
 		}
 	}
 	if cmd.Flags().Changed("expect-file") {
-		if err := set.AddFile(f.file); err != nil {
+		if err := set.AddFile(cmd.Context(), f.file); err != nil {
 			return nil, fmt.Errorf("--expect-file: %w", err)
 		}
 	}

@@ -118,7 +118,7 @@ func (f *explainFlags) workload(cmd *cobra.Command, env Environment) (*kmsv1.Reg
 	if err := f.trust.apply(cmd, &trust); err != nil {
 		return nil, err
 	}
-	file, err := evidence.Read(f.evidence)
+	file, err := evidence.Read(cmd.Context(), f.evidence)
 	if err != nil {
 		return nil, err
 	}

@@ -1,13 +1,14 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/kmsctl/internal/terminal"
 	kmsv1 "teekms/gen/kms/v1"
 	"teekms/internal/durable"
@@ -67,7 +68,7 @@ type imported struct {
 }
 
 func (f *importFlags) run(cmd *cobra.Command, env Environment, path string) error {
-	text, err := readLimited(path, env.stdin(), registry.MaxAuthConfigSize)
+	text, err := readLimited(cmd.Context(), path, env.stdin(), registry.MaxAuthConfigSize)
 	if err != nil {
 		return err
 	}
@@ -103,21 +104,11 @@ func (f *importFlags) run(cmd *cobra.Command, env Environment, path string) erro
 }
 
 // readLimited reads a file, or standard input for "-".
-func readLimited(path string, stdin io.Reader, limit int64) ([]byte, error) {
-	from := stdin
+func readLimited(ctx context.Context, path string, stdin io.Reader, limit int64) ([]byte, error) {
 	if path != "-" {
-		file, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer file.Close() //nolint:errcheck // only read
-		from = file
+		return argfile.Read(ctx, path, limit)
 	}
-	text, err := io.ReadAll(io.LimitReader(from, limit+1))
-	if err == nil && int64(len(text)) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
-	return text, err
+	return argfile.Within(ctx, func() ([]byte, error) { return argfile.All(stdin, "standard input", limit) })
 }
 
 func rulesOf(list []*kmsv1.RegistryRule) []registry.Rule {

@@ -67,7 +67,7 @@ func (f *registryVerifyFlags) run(cmd *cobra.Command, env Environment) error {
 	if err != nil {
 		return err
 	}
-	if o.Older, err = older(f.checkpoint); err != nil {
+	if o.Older, err = older(cmd.Context(), f.checkpoint); err != nil {
 		return err
 	}
 	r, err := f.registry(cmd, env)

@@ -218,7 +218,7 @@ func kinds(args []string) []seal.Kind {
 func (f *sealFlags) status(cmd *cobra.Command, env Environment) error {
 	d, err := f.directory(cmd, env)
 	if err != nil {
-		return err
+		return undisturbed(cmd, err)
 	}
 	s, failed := d.Status(cmd.Context())
 	f.asked()
@@ -244,7 +244,7 @@ func (f *sealFlags) status(cmd *cobra.Command, env Environment) error {
 func (f *sealFlags) change(cmd *cobra.Command, env Environment, verb func(context.Context, *sealdir.Directory) (*sealdir.Result, error)) error {
 	d, err := f.directory(cmd, env)
 	if err != nil {
-		return err
+		return undisturbed(cmd, err)
 	}
 	r, failed := verb(cmd.Context(), d)
 	f.asked()

@@ -8,6 +8,7 @@ import (
 	"filippo.io/age"
 	"github.com/spf13/cobra"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/internal/process"
 	"teekms/cmd/internal/sealing"
 	"teekms/cmd/internal/terminal"
@@ -28,7 +29,7 @@ func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Dir
 	if n := f.maxWorkFactor; cmd.Flags().Changed("max-work-factor") && (n < seal.MinWorkFactor || n > seal.MaxWorkFactor) {
 		return nil, usagef(cmd, "--max-work-factor is %d, and must be from %d to %d", n, seal.MinWorkFactor, seal.MaxWorkFactor)
 	}
-	cfg, err := config.Load(f.config, env.Environ)
+	cfg, err := argfile.Within(cmd.Context(), func() (*config.Config, error) { return config.Load(f.config, env.Environ) })
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +55,7 @@ func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Dir
 	if err != nil {
 		return nil, err
 	}
-	old, err := f.oldSeals(cfg.Core, from, env)
+	old, err := f.oldSeals(cmd.Context(), cfg.Core, from, env)
 	if err != nil {
 		return nil, err
 	}
@@ -70,14 +71,14 @@ func (f *sealFlags) directory(cmd *cobra.Command, env Environment) (*sealdir.Dir
 
 // oldSeals are what the files may have been sealed to before. A file is read at
 // once, so that a wrong name is told; a person is asked when it is needed.
-func (f *sealFlags) oldSeals(c config.Core, from sealing.From, env Environment) ([]seal.Seal, error) {
+func (f *sealFlags) oldSeals(ctx context.Context, c config.Core, from sealing.From, env Environment) ([]seal.Seal, error) {
 	if f.old == "" {
 		return nil, nil
 	}
 	if tty, ok := env.stdin().(*os.File); ok && f.old == "-" && terminal.Is(tty) {
 		return []seal.Seal{sealing.Old(c, from, nil)}, nil
 	}
-	old, err := sealing.ReadOld("--old-passphrase-file", f.old, env.stdin())
+	old, err := sealing.ReadOld(ctx, "--old-passphrase-file", f.old, env.stdin())
 	if err != nil {
 		return nil, err
 	}

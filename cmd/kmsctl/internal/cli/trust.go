@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"crypto/x509"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"teekms/client"
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/kmsctl/internal/chain"
 	"teekms/internal/attest/simtd"
 	"teekms/internal/attest/tdx"
@@ -66,7 +68,7 @@ func (f *trustFlags) apply(cmd *cobra.Command, cfg *chain.Config) error {
 	var err error
 	cfg.TrustAnchor = tdx.IntelRootCA()
 	if f.root != "" {
-		if cfg.TrustAnchor, err = tdx.LoadTrustAnchor(f.root); err != nil {
+		if cfg.TrustAnchor, err = argfile.Within(cmd.Context(), func() (*x509.Certificate, error) { return tdx.LoadTrustAnchor(f.root) }); err != nil {
 			return err
 		}
 	}

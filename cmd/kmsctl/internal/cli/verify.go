@@ -191,7 +191,7 @@ func (f *verifyFlags) subject(ctx context.Context) (*subject.Subject, error) {
 	case f.dir != "":
 		return subject.FromDir(f.dir)
 	case f.info != "":
-		return subject.FromInfo(f.info, f.caCert)
+		return subject.FromInfo(ctx, f.info, f.caCert)
 	default:
 		return subject.FromNamedURL(ctx, f.url, f.serverName)
 	}

@@ -248,7 +248,7 @@ func (d *demo) saveAnswer() error {
 }
 
 func (d *demo) verifyAnswer(ctx context.Context) (string, error) {
-	s, err := subject.FromInfo(d.path(answerFile), d.path(certsDir, caFile))
+	s, err := subject.FromInfo(ctx, d.path(answerFile), d.path(certsDir, caFile))
 	if err != nil {
 		return "", err
 	}

@@ -11,10 +11,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/kmsctl/internal/record"
 	"teekms/internal/attest"
 	"teekms/internal/attest/eventlog"
@@ -42,16 +41,8 @@ type File struct {
 // Read reads a file: the record of a bootstrap, the JSON answer of a guest agent
 // with quote and event_log or with attestation, a certificate (PEM or DER), or an
 // attestation (binary or hex).
-func Read(path string) (*File, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading Evidence: %w", err)
-	}
-	defer f.Close() //nolint:errcheck // only read
-	text, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
-	if err == nil && len(text) > MaxSize {
-		err = fmt.Errorf("more than %d bytes", MaxSize)
-	}
+func Read(ctx context.Context, path string) (*File, error) {
+	text, err := argfile.Read(ctx, path, MaxSize)
 	if err != nil {
 		return nil, fmt.Errorf("reading Evidence: %w", err)
 	}

@@ -69,7 +69,7 @@ func TestReadTakesNoHugeFile(t *testing.T) {
 	if err := os.Truncate(path, evidence.MaxSize+1); err != nil {
 		t.Fatal(err)
 	}
-	if f, err := evidence.Read(path); f != nil || err == nil || !strings.Contains(err.Error(), "more than") {
+	if f, err := evidence.Read(t.Context(), path); f != nil || err == nil || !strings.Contains(err.Error(), "more than") {
 		t.Errorf("Read() = %v, %v, want that the file is too large", f, err)
 	}
 }

@@ -80,7 +80,7 @@ func TestAddFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	var s expect.Set
-	if err := s.AddFile(good); err != nil || len(s) != 1 || s[0].Source != "expect.toml" {
+	if err := s.AddFile(t.Context(), good); err != nil || len(s) != 1 || s[0].Source != "expect.toml" {
 		t.Errorf("AddFile() = %v, set %v, want one expectation of expect.toml", err, s)
 	}
 	large := filepath.Join(dir, "large")
@@ -88,7 +88,7 @@ func TestAddFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{large: "more than 1048576 bytes", filepath.Join(dir, "none"): "no such file"} {
-		if err := s.AddFile(path); err == nil || !strings.Contains(err.Error(), want) {
+		if err := s.AddFile(t.Context(), path); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("AddFile(%s) = %v, want an error with %q", path, err, want)
 		}
 	}

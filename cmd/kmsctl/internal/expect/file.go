@@ -2,16 +2,18 @@ package expect
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"teekms/cmd/internal/argfile"
 )
 
 // maxFile bounds a file of expectations, in bytes.
@@ -39,8 +41,8 @@ func (v *values) set(raw any) error {
 }
 
 // AddFile adds the expectations of a file, see [Set.AddText].
-func (s *Set) AddFile(path string) error {
-	text, err := readFile(path)
+func (s *Set) AddFile(ctx context.Context, path string) error {
+	text, err := argfile.Read(ctx, path, maxFile)
 	if err != nil {
 		return fmt.Errorf("reading expectations: %w", err)
 	}
@@ -85,22 +87,6 @@ func (s *Set) AddText(source string, text []byte) error {
 		return s.Add(source, name)
 	}
 	return nil
-}
-
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // nothing was written
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > maxFile {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, maxFile)
-	}
-	return b, nil
 }
 
 func decodeTOML(text []byte) (map[string]any, error) {

@@ -7,8 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"unicode/utf8"
 
@@ -18,6 +16,7 @@ import (
 	"filippo.io/age/plugin"
 	"golang.org/x/crypto/ssh"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/internal/keys"
 )
 
@@ -39,7 +38,7 @@ type Reader struct {
 // Read returns the identities in a file. ctx bounds questions that they ask
 // later. An error holds nothing of the file.
 func (r Reader) Read(ctx context.Context, path string) ([]age.Identity, error) {
-	text, err := readFile(path)
+	text, err := argfile.Read(ctx, path, maxFile)
 	if err != nil {
 		return nil, err
 	}
@@ -50,20 +49,6 @@ func (r Reader) Read(ctx context.Context, path string) ([]age.Identity, error) {
 	return ids, nil
 }
 
-// readFile reads a file or a pipe, as shells write <(command).
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // nothing was written
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(text) > maxFile {
-		err = fmt.Errorf("%s has more than %d bytes", path, maxFile)
-	}
-	return text, err
-}
-
 func (r Reader) parse(ctx context.Context, path string, text []byte) ([]age.Identity, error) {
 	ask := r.once(ctx, "Passphrase of "+path+": ")
 	trimmed := bytes.TrimSpace(text)
@@ -71,7 +56,7 @@ func (r Reader) parse(ctx context.Context, path string, text []byte) ([]age.Iden
 	case bytes.HasPrefix(text, []byte("age-encryption.org/")), bytes.HasPrefix(trimmed, []byte(armor.Header)):
 		return []age.Identity{&lockedFile{text: text, ask: ask, plugins: r.plugins(ctx)}}, nil
 	case bytes.HasPrefix(trimmed, []byte("-----BEGIN")):
-		id, err := sshIdentity(path, text, ask)
+		id, err := sshIdentity(ctx, path, text, ask)
 		if err != nil {
 			return nil, err
 		}
@@ -145,7 +130,7 @@ func parseLine(line string, ui *plugin.ClientUI) (id age.Identity, err error) {
 
 // sshIdentity reads an SSH private key. Where it is under a passphrase, that is
 // asked for when a file is sealed to the key.
-func sshIdentity(path string, text []byte, ask func() (keys.Secret, error)) (age.Identity, error) {
+func sshIdentity(ctx context.Context, path string, text []byte, ask func() (keys.Secret, error)) (age.Identity, error) {
 	id, err := agessh.ParseIdentity(text)
 	missing, locked := errors.AsType[*ssh.PassphraseMissingError](err)
 	if err != nil && !locked {
@@ -157,7 +142,7 @@ func sshIdentity(path string, text []byte, ask func() (keys.Secret, error)) (age
 	public := missing.PublicKey
 	if public == nil {
 		// Formats before OpenSSH's own keep it elsewhere.
-		if public, err = readPublic(path + ".pub"); err != nil {
+		if public, err = readPublic(ctx, path+".pub"); err != nil {
 			return nil, fmt.Errorf("the SSH private key is under a passphrase, and its public key is needed beside it: %w", err)
 		}
 	}
@@ -171,8 +156,8 @@ func sshIdentity(path string, text []byte, ask func() (keys.Secret, error)) (age
 	return encrypted, nil
 }
 
-func readPublic(path string) (ssh.PublicKey, error) {
-	text, err := readFile(path)
+func readPublic(ctx context.Context, path string) (ssh.PublicKey, error) {
+	text, err := argfile.Read(ctx, path, maxFile)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/internal/terminal"
 	"teekms/internal/keys"
 )
@@ -50,12 +51,12 @@ var ErrBoth = errors.New("given twice")
 
 // Get returns the secret, and whether there is one. [ErrBoth] is in the error
 // when it is given twice.
-func (r *Reader) Get(s Source) (secret keys.Secret, found bool, err error) {
+func (r *Reader) Get(ctx context.Context, s Source) (secret keys.Secret, found bool, err error) {
 	switch {
 	case s.Given && s.File != "":
 		return keys.Secret{}, false, fmt.Errorf("give --%s or --%[1]s-file, not both: %w", s.Flag, ErrBoth)
 	case s.File != "":
-		text, err := r.file(s)
+		text, err := r.file(ctx, s)
 		if err == nil {
 			secret, err = oneLine(text)
 		}
@@ -76,27 +77,15 @@ func (r *Reader) Get(s Source) (secret keys.Secret, found bool, err error) {
 	return keys.NewSecret([]byte(s.Value)), true, nil
 }
 
-func (r *Reader) file(s Source) ([]byte, error) {
-	from := r.Stdin
-	if s.File == "-" {
-		if r.stdinTaken != "" {
-			return nil, fmt.Errorf("standard input holds that of --%s", r.stdinTaken)
-		}
-		r.stdinTaken = s.Flag + "-file"
-	} else {
-		// A pipe is as good as a file: shells write <(command) so.
-		f, err := os.Open(s.File)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close() //nolint:errcheck // nothing was written
-		from = f
+func (r *Reader) file(ctx context.Context, s Source) ([]byte, error) {
+	if s.File != "-" {
+		return argfile.Read(ctx, s.File, MaxSize)
 	}
-	text, err := io.ReadAll(io.LimitReader(from, MaxSize+1))
-	if err == nil && len(text) > MaxSize {
-		err = fmt.Errorf("more than %d bytes", MaxSize)
+	if r.stdinTaken != "" {
+		return nil, fmt.Errorf("standard input holds that of --%s", r.stdinTaken)
 	}
-	return text, err
+	r.stdinTaken = s.Flag + "-file"
+	return argfile.Within(ctx, func() ([]byte, error) { return argfile.All(r.Stdin, "standard input", MaxSize) })
 }
 
 // oneLine takes the end of the line off. Nothing else: a password may begin or

@@ -47,7 +47,7 @@ func TestGet(t *testing.T) {
 		{"an empty file", func(t *testing.T) secret.Source { return secret.Source{File: write(t, "\n")} }, "", "", false, false, "--pw-file: it is empty"},
 		{"a file of two lines", func(t *testing.T) secret.Source { return secret.Source{File: write(t, "s3cret\nother\n")} }, "", "", false, false, "--pw-file: it holds more than one line"},
 		{"a file that is not text", func(t *testing.T) secret.Source { return secret.Source{File: write(t, "s\xff")} }, "", "", false, false, "--pw-file: it is not UTF-8 text"},
-		{"a large file", func(t *testing.T) secret.Source { return secret.Source{File: write(t, strings.Repeat("a", 9000))} }, "", "", false, false, "--pw-file: more than 8192 bytes"},
+		{"a large file", func(t *testing.T) secret.Source { return secret.Source{File: write(t, strings.Repeat("a", 9000))} }, "", "", false, false, "/secret has more than 8192 bytes"},
 		{"no file", func(t *testing.T) secret.Source { return secret.Source{File: filepath.Join(t.TempDir(), "none")} }, "", "", false, false, "no such file"},
 		{"two places", func(t *testing.T) secret.Source {
 			return secret.Source{Value: "s3cret", Given: true, File: "x"}
@@ -59,7 +59,7 @@ func TestGet(t *testing.T) {
 			r := &secret.Reader{Stdin: strings.NewReader(tt.stdin), Stderr: &stderr}
 			source := tt.from(t)
 			source.Flag = "pw"
-			got, found, err := r.Get(source)
+			got, found, err := r.Get(t.Context(), source)
 			if string(got.Bytes()) != tt.want || found != tt.found || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("Get() = %q, %t, %v, want %q, %t, %q", got.Bytes(), found, err, tt.want, tt.found, tt.err)
 			}
@@ -85,10 +85,10 @@ func errorText(err error) string {
 
 func TestStandardInputHoldsOneSecret(t *testing.T) {
 	r := &secret.Reader{Stdin: strings.NewReader("a\n"), Stderr: &bytes.Buffer{}}
-	if _, _, err := r.Get(secret.Source{Flag: "one", File: "-"}); err != nil {
+	if _, _, err := r.Get(t.Context(), secret.Source{Flag: "one", File: "-"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := r.Get(secret.Source{Flag: "two", File: "-"}); err == nil || !strings.Contains(err.Error(), "--two-file: standard input holds that of --one-file") {
+	if _, _, err := r.Get(t.Context(), secret.Source{Flag: "two", File: "-"}); err == nil || !strings.Contains(err.Error(), "--two-file: standard input holds that of --one-file") {
 		t.Errorf("Get() = %v, want that standard input is taken", err)
 	}
 }
@@ -101,7 +101,7 @@ func TestAPipeIsAFile(t *testing.T) {
 	}
 	go os.WriteFile(path, []byte("s3cret\n"), 0)
 	r := &secret.Reader{Stdin: strings.NewReader(""), Stderr: &bytes.Buffer{}}
-	if got, _, err := r.Get(secret.Source{Flag: "pw", File: path}); err != nil || string(got.Bytes()) != "s3cret" {
+	if got, _, err := r.Get(t.Context(), secret.Source{Flag: "pw", File: path}); err != nil || string(got.Bytes()) != "s3cret" {
 		t.Errorf("Get() = %q, %v, want what comes through the pipe", got.Bytes(), err)
 	}
 }
@@ -152,7 +152,7 @@ func prompt(t *testing.T, ctx context.Context, typed string, then ...func()) (an
 	go func() {
 		var all []byte
 		b := make([]byte, 256)
-		for !bytes.HasSuffix(all, []byte("\r\n")) {
+		for !bytes.Contains(all, []byte("\r\n")) { // what was typed last may follow, when the echo is on again
 			n, err := operator.Read(b)
 			if err != nil {
 				break

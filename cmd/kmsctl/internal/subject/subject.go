@@ -4,17 +4,19 @@
 package subject
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/kmsctl/internal/privatefile"
 	"teekms/cmd/kmsctl/internal/record"
 	"teekms/cmd/kmsctl/internal/status"
+	"teekms/internal/durable"
 )
 
 // Kind is where a subject comes from.
@@ -112,7 +114,9 @@ const UnfinishedHint = "a change of this directory is going on, or was interrupt
 	", and the next start of the KMS, or the next kmsctl seal verb, finishes the change or undoes it"
 
 func readPublic(dir string) (*Subject, error) {
-	s, err := readRecord(filepath.Join(dir, fileRecord))
+	// What is no regular file is none of a KMS.
+	read := durable.OS{}.ReadFile
+	s, err := readRecord(read, filepath.Join(dir, fileRecord))
 	if errors.Is(err, os.ErrNotExist) {
 		err = status.WithCode(status.NotVerified, fmt.Errorf("there is nothing to verify: %s has no %s, as a KMS leaves it that was adopted or onboarded without one", dir, fileRecord))
 	}
@@ -120,29 +124,30 @@ func readPublic(dir string) (*Subject, error) {
 		return nil, err
 	}
 	s.Kind, s.Location, s.PrivateKeys = Dir, dir, privatefile.Look(dir)
-	if s.CA, err = readCertificate(filepath.Join(dir, fileCA)); err != nil {
+	if s.CA, err = readCertificate(read, filepath.Join(dir, fileCA)); err != nil {
 		return nil, err
 	}
-	s.Leaf, err = readCertificate(filepath.Join(dir, fileRPC))
+	s.Leaf, err = readCertificate(read, filepath.Join(dir, fileRPC))
 	return s, err
 }
 
 // FromInfo reads a record, and the root CA certificate where caFile is not
 // empty.
-func FromInfo(path, caFile string) (*Subject, error) {
-	s, err := readRecord(path)
+func FromInfo(ctx context.Context, path, caFile string) (*Subject, error) {
+	read := func(path string, limit int64) ([]byte, error) { return argfile.Read(ctx, path, limit) }
+	s, err := readRecord(read, path)
 	if err != nil {
 		return nil, err
 	}
 	s.Kind, s.Location = Info, path
 	if caFile != "" {
-		s.CA, err = readCertificate(caFile)
+		s.CA, err = readCertificate(read, caFile)
 	}
 	return s, err
 }
 
-func readRecord(path string) (*Subject, error) {
-	text, err := readFile(path, record.MaxSize)
+func readRecord(read func(path string, limit int64) ([]byte, error), path string) (*Subject, error) {
+	text, err := read(path, record.MaxSize)
 	if err != nil {
 		return nil, fmt.Errorf("reading record: %w", err)
 	}
@@ -151,8 +156,8 @@ func readRecord(path string) (*Subject, error) {
 	return s, nil
 }
 
-func readCertificate(path string) (*Certificate, error) {
-	text, err := readFile(path, maxCertificateFile)
+func readCertificate(read func(path string, limit int64) ([]byte, error), path string) (*Certificate, error) {
+	text, err := read(path, maxCertificateFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading certificate: %w", err)
 	}
@@ -173,20 +178,4 @@ func parseCertificate(text []byte, from string) *Certificate {
 	}
 	c.Certificate, c.Err = x509.ParseCertificate(block.Bytes)
 	return c
-}
-
-func readFile(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // nothing was written
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
-	return b, nil
 }

@@ -89,7 +89,7 @@ func TestFromInfoNeedsItsFiles(t *testing.T) {
 	k := kmstest.New(t, simtd.Config{})
 	info := k.Dir + "/bootstrap-info.json"
 	for _, args := range [][2]string{{k.Dir + "/none", ""}, {info, k.Dir + "/none"}} {
-		if _, err := subject.FromInfo(args[0], args[1]); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := subject.FromInfo(t.Context(), args[0], args[1]); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("FromInfo(%q) = %v, want that a file does not exist", args, err)
 		}
 	}
