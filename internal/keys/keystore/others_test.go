@@ -3,8 +3,11 @@ package keystore_test
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"teekms/internal/durable"
 	"teekms/internal/keys/keystore"
 )
 
@@ -33,12 +37,16 @@ func TestAStageThatIsNotOursIsLeftAlone(t *testing.T) {
 		{"that everybody can write", func(t *testing.T, stage string) {
 			must(t, os.Mkdir(stage, 0o700), os.Chmod(stage, 0o777))
 			writeFile(t, []byte("precious"), 0o600, stage, "rpc.key")
-		}, ".stage can be written by everybody: remove it", true},
+		}, ".stage can be written by everybody: set its mode to 0700 if it is of this KMS", true},
+		{"that everybody can write, but not remove from, in a directory that is everybody's", func(t *testing.T, stage string) {
+			must(t, os.Mkdir(stage, 0o700), os.Chmod(stage, 0o777|os.ModeSticky), os.Chmod(filepath.Dir(stage), 0o777))
+			writeFile(t, []byte("precious"), 0o600, stage, "rpc.key")
+		}, ".stage can be written by everybody: set its mode to 0700 if it is of this KMS", true},
 		{"with a marker that everybody can write", func(t *testing.T, stage string) {
 			must(t, os.Mkdir(stage, 0o700), os.Chmod(stage, 0o777))
 			writeFile(t, keystore.MarshalMarker(map[string][]byte{"rpc.key": []byte("precious")}), 0o600, stage, "commit")
 			writeFile(t, []byte("precious"), 0o600, stage, "rpc.key")
-		}, ".stage can be written by everybody: remove it", false},
+		}, ".stage can be written by everybody: set its mode to 0700 if it is of this KMS", false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -60,6 +68,48 @@ func TestAStageThatIsNotOursIsLeftAlone(t *testing.T) {
 			}
 			if diff := cmp.Diff(files, grow(t, dir)); diff != "" {
 				t.Errorf("files (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// modeless is a file system without modes, as CIFS and FAT may be: everybody can
+// do everything in it.
+type modeless struct{ durable.FS }
+
+func (m modeless) Stat(name string) (fs.FileInfo, error) {
+	info, err := m.FS.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	return everybodys{info}, nil
+}
+
+type everybodys struct{ fs.FileInfo }
+
+func (i everybodys) Mode() fs.FileMode { return i.FileInfo.Mode() | 0o777 }
+
+// TestADirectoryWithoutModesIsWritten does all that a store does where everybody
+// can write everything, a stage too: by the file system, or after chmod -R 777.
+func TestADirectoryWithoutModesIsWritten(t *testing.T) {
+	all := acts(t)
+	for _, a := range all {
+		t.Run(a.name, func(t *testing.T) {
+			dir := t.TempDir()
+			a.start.plant(t, dir)
+			must(t, os.Chmod(dir, 0o777))
+			fsys := durable.FS(modeless{durable.NewWithin(dir)})
+			if stage := filepath.Join(dir, ".stage"); strings.HasPrefix(a.name, "recovery") {
+				must(t, os.Chmod(stage, 0o777))
+				fsys = nil
+			}
+			must(t, a.do(dir, fsys))
+			files := grow(t, dir)
+			if got := slices.Sorted(maps.Keys(files)); !slices.Equal(got, slices.Sorted(slices.Values(eightNames()))) {
+				t.Errorf("files = %v, want the eight and nothing else", got)
+			}
+			if a.name == "renewal" && files["rpc.crt"] == a.start["rpc.crt"] {
+				t.Error("rpc.crt was renewed in memory only")
 			}
 		})
 	}

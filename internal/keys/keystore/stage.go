@@ -64,8 +64,14 @@ func (s *Store) believeStage() error {
 		return pathError("reading", s.path(stageDir), err)
 	case !stage.IsDir():
 		return listError{fmt.Errorf("%s is no directory: remove it", s.path(stageDir))}
-	case stage.Mode()&everybodyWrites != 0:
-		return fmt.Errorf("%s can be written by everybody: remove it", s.path(stageDir))
+	}
+	dir, err := s.fs.Stat(s.dir)
+	switch {
+	case err != nil:
+		return pathError("reading", s.dir, err)
+	case stage.Mode()&everybodyWrites != 0 && (!everybodysOwn(stage) || !everybodysOwn(dir)):
+		// It may have the only copy of a root key.
+		return fmt.Errorf("%s can be written by everybody: set its mode to 0700 if it is of this KMS, which may need it, else put it elsewhere", s.path(stageDir))
 	}
 	owner := durable.Owner(stage)
 	if owner == os.Geteuid() {
@@ -81,6 +87,13 @@ func (s *Store) believeStage() error {
 		}
 	}
 	return fmt.Errorf("%s belongs to another user (%d) than %s: run this as that user, or remove it if it is not of this KMS", s.path(stageDir), owner, s.dir)
+}
+
+// everybodysOwn reports whether everybody can do anything with the files in a
+// directory. A stage like that adds nothing to a key directory like that, and on a
+// file system without modes there is no other.
+func everybodysOwn(dir fs.FileInfo) bool {
+	return dir.Mode()&everybodyWrites != 0 && dir.Mode()&fs.ModeSticky == 0
 }
 
 // makeStage makes the stage, and looks at it: somebody else's may be in its place
