@@ -157,4 +157,10 @@ func TestAHigherWorkFactorIsReadWhereAllowed(t *testing.T) {
 		set := newSet(t, seal.New(seal.KindPassphrase, seal.NewPassphrase(seal.PassphraseConfig{Read: nobody, WorkFactor: 10, MaxWorkFactor: most})))
 		wantRefusal(t, set, files, want)
 	}
+	// The configuration is not to blame for a bound that somebody gave.
+	for name := range files {
+		files[name] = forge(t, files[name], "21")
+	}
+	wantRefusal(t, newSet(t, seal.New(seal.KindPassphrase, seal.NewPassphrase(seal.PassphraseConfig{Read: nobody, MaxWorkFactor: 20}))), files,
+		"cannot open root-ca.key: passphrase: work factor 21 is above the 20 up to which files are read this time")
 }

@@ -19,10 +19,16 @@ var ErrWrongPassphrase = errors.New("wrong passphrase, or the file is damaged")
 type WorkFactorError struct {
 	// Factor is the file's, Limit the most that is read.
 	Factor, Limit int
+	// Raised says that Limit is more than the configuration allows
+	// ([PassphraseConfig]).
+	Raised bool
 }
 
 // Error names both.
 func (e *WorkFactorError) Error() string {
+	if e.Raised {
+		return fmt.Sprintf("work factor %d is above the %d up to which files are read this time", e.Factor, e.Limit)
+	}
 	return fmt.Sprintf("work factor %d is above the %d that core.seal.passphrase.work_factor allows", e.Factor, e.Limit)
 }
 
@@ -40,6 +46,21 @@ func (e *FileError) Error() string { return "cannot open " + e.File + ": " + e.E
 
 // Unwrap returns what is wrong.
 func (e *FileError) Unwrap() error { return e.Err }
+
+// SealError says which seal cannot be sealed to.
+type SealError struct {
+	Kind Kind
+	// Recipients are those of an escrow that cannot be encrypted to, as text.
+	Recipients []string
+	// Err says why, and names the seal.
+	Err error
+}
+
+// Error is that of Err.
+func (e *SealError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *SealError) Unwrap() error { return e.Err }
 
 // Reason says why one seal does not open a file.
 type Reason struct {

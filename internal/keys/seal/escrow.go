@@ -184,6 +184,7 @@ func parseSSH(text string) (recipient, error) {
 func (s Seal) wrapEscrow(ctx context.Context, fileKey []byte) ([]*age.Stanza, []string, error) {
 	var stanzas []*age.Stanza
 	var bad recipientErrors
+	var which []string
 	known := escrowLabels{}
 	for i, r := range s.escrow {
 		st, labels, err := r.wrap(ctx, fileKey)
@@ -192,6 +193,7 @@ func (s Seal) wrapEscrow(ctx context.Context, fileKey []byte) ([]*age.Stanza, []
 		}
 		if err != nil {
 			bad = append(bad, fmt.Errorf("encrypting to escrow recipient %d: %w", i+1, err))
+			which = append(which, r.text)
 		}
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			break // the next may take as long
@@ -199,7 +201,7 @@ func (s Seal) wrapEscrow(ctx context.Context, fileKey []byte) ([]*age.Stanza, []
 		stanzas = append(stanzas, st...)
 	}
 	if len(bad) > 0 {
-		return nil, nil, bad
+		return nil, nil, &SealError{Kind: KindEscrow, Recipients: which, Err: bad}
 	}
 	return stanzas, known.labels, nil
 }

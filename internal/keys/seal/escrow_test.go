@@ -524,3 +524,18 @@ func TestTooManyRecipientsForAHeader(t *testing.T) {
 	got, err := set.Open(t.Context(), sealed(t, set))
 	wantPlain(t, got, err)
 }
+
+// TestAPluginSeesNothingOfOurs has it say which variables it sees.
+func TestAPluginSeesNothingOfOurs(t *testing.T) {
+	to, _ := installPlugin(t, "tkenv")
+	for _, name := range []string{
+		"DSTACK_KMS_CORE_ADMIN_AUTH_TOKEN", "DSTACK_AGENT_ADDRESS", "KMS_CLI_CONF", "KMSCTL_ADMIN_TOKEN",
+		"CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "LISTEN_FDS", "WATCHDOG_USEC", "TOKEN_SLOT",
+	} {
+		t.Setenv(name, "tkenv")
+	}
+	_, err := newSet(t, tpm(), escrow(t, to)).Seal(t.Context(), plain())
+	if want := `running age-plugin-tkenv: sees ["TOKEN_SLOT=tkenv"]`; err == nil || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("Seal() = %v, want %q", err, want)
+	}
+}

@@ -14,13 +14,13 @@ import (
 
 // Bounds of what is read. They hold before any work is done on it.
 const (
-	maxFile     = 2 << 20  // bytes of a sealed file
+	maxFile     = 1 << 20  // bytes of a sealed file: the key store reads no more
 	maxHeader   = 64 << 10 // bytes of its header
 	maxStanzas  = 64
-	maxArgs     = 12   // of one key source
-	maxArg      = 4096 // bytes of one
-	maxKind     = 32   // bytes of the name of a kind, known or not
-	maxPayload  = 1 << 20
+	maxArgs     = 12        // of one key source
+	maxArg      = 4096      // bytes of one
+	maxKind     = 32        // bytes of the name of a kind, known or not
+	maxPayload  = 900 << 10 // bytes of the plain file, for which there is room beside any header
 	maxFiles    = 16
 	maxUnixTime = 253402300799 // the year 9999
 )

@@ -154,8 +154,8 @@ func TestFilesThatAreNotOfOneSealingAreRefused(t *testing.T) {
 			"cannot open rpc.key: it is not sealed (no age file)",
 		},
 		{
-			"a file over 2 MiB", with(files, "rpc.key", append(bytes.Clone(files["rpc.key"]), make([]byte, 2<<20)...)),
-			fmt.Sprintf("cannot open rpc.key: its %d bytes are over the 2097152 that a sealed file may have", len(files["rpc.key"])+2<<20),
+			"a file over 1 MiB", with(files, "rpc.key", append(bytes.Clone(files["rpc.key"]), make([]byte, 1<<20)...)),
+			fmt.Sprintf("cannot open rpc.key: its %d bytes are over the 1048576 that a sealed file may have", len(files["rpc.key"])+1<<20),
 		},
 		{"no file", nil, "opening 0 files: 1 to 16 can be"},
 	}
@@ -201,10 +201,11 @@ func TestPayloadIsBounded(t *testing.T) {
 		w.Close()
 		return map[string][]byte{"rpc.key": buf.Bytes()}
 	}
-	if got, err := set.Open(t.Context(), forge(1<<20)); err != nil || got["rpc.key"].Len() != 1<<20 {
-		t.Errorf("Open(1 MiB) = %v, want it", err)
+	const most = 900 << 10
+	if got, err := set.Open(t.Context(), forge(most)); err != nil || got["rpc.key"].Len() != most {
+		t.Errorf("Open(900 KiB) = %v, want it", err)
 	}
-	wantRefusal(t, set, forge(1<<20+1), "cannot open rpc.key: its content is over the limit of 1048576 bytes")
+	wantRefusal(t, set, forge(most+1), "cannot open rpc.key: its content is over the limit of 921600 bytes")
 }
 
 // ourFile writes the stanza that names a file.

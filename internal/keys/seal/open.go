@@ -26,6 +26,8 @@ type opening struct {
 	// found is what the key sources have answered: each is asked once, however
 	// many files there are, and only where those before it did not open.
 	found map[asked]found
+	// headers are those of all files.
+	headers map[string]*Header
 }
 
 // asked is which key source of an opening is meant.
@@ -38,7 +40,7 @@ type asked struct {
 type found struct {
 	key keys.Secret
 	err error
-	// proven is set when the key has opened a file of this set.
+	// proven is set when the key has opened a file of this set, or would.
 	proven bool
 	// refused is why it has not.
 	refused error
@@ -76,7 +78,7 @@ func open(ctx context.Context, o *opening, files map[string][]byte) (map[string]
 	if err != nil {
 		return nil, err
 	}
-	o.found = map[asked]found{}
+	o.found, o.headers = map[asked]found{}, headers
 	out := make(map[string]keys.Secret, len(files))
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		if out[name], err = o.file(ctx, headers[name], files[name]); err != nil {
@@ -184,7 +186,10 @@ func (o *opening) bySeal(ctx context.Context, s Seal, who asked, h *Header) ([]b
 		return nil, f.err
 	}
 	fileKey, err := unwrap(s.kind, f.key, st)
-	for errors.Is(err, errUnwrap) && o.again && !f.proven && again(s.source) {
+	for errors.Is(err, errUnwrap) && !f.proven {
+		if f.proven = o.fitsAnother(s.kind, f.key, h.Name); f.proven || !o.again || !again(s.source) {
+			break
+		}
 		if f = o.find(ctx, s, st); f.err != nil {
 			o.found[who] = f
 			return nil, f.err
@@ -207,6 +212,17 @@ func (o *opening) bySeal(ctx context.Context, s Seal, who asked, h *Header) ([]b
 		}
 	}
 	return fileKey, nil
+}
+
+// fitsAnother reports whether a key opens another file than that of the name. All
+// have the same arguments, so that it is the right key then.
+func (o *opening) fitsAnother(kind Kind, key keys.Secret, name string) bool {
+	for _, h := range o.headers {
+		if _, err := unwrap(kind, key, h.own[kind]); err == nil && h.Name != name {
+			return true
+		}
+	}
+	return false
 }
 
 // find asks the source of a seal for its key.
@@ -270,8 +286,16 @@ func readHeaders(files map[string][]byte) (map[string]*Header, error) {
 	if len(groups) > 1 {
 		return nil, refused(groups[1][0], "it is of another sealing than %s", strings.Join(groups[0], ", "))
 	}
-	first := headers[groups[0][0]]
-	for _, name := range groups[0][1:] {
+	alike := func(a string) (n int) {
+		for _, b := range groups[0] {
+			if sameSealing(headers[a], headers[b]) == nil {
+				n++
+			}
+		}
+		return n
+	}
+	first := headers[slices.MaxFunc(groups[0], func(a, b string) int { return alike(a) - alike(b) })]
+	for _, name := range groups[0] {
 		if err := sameSealing(first, headers[name]); err != nil {
 			return nil, refused(name, "%w", err)
 		}

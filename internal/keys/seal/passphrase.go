@@ -54,6 +54,8 @@ type PassphraseConfig struct {
 //	-> teekms-passphrase v1 SCRYPTSALT WORKFACTOR SALT
 type passphrase struct {
 	cfg PassphraseConfig
+	// raised says that cfg.MaxWorkFactor is more than the configuration allows.
+	raised bool
 
 	// mu guards what follows; it is held while the passphrase is asked for, so
 	// that nobody is asked twice at once.
@@ -72,8 +74,10 @@ func NewPassphrase(cfg PassphraseConfig) KeySource {
 	if cfg.WorkFactor == 0 {
 		cfg.WorkFactor = DefaultWorkFactor
 	}
-	cfg.MaxWorkFactor = max(cfg.MaxWorkFactor, cfg.WorkFactor, DefaultWorkFactor)
-	return &passphrase{cfg: cfg}
+	allowed := max(cfg.WorkFactor, DefaultWorkFactor)
+	raised := cfg.MaxWorkFactor > allowed
+	cfg.MaxWorkFactor = max(cfg.MaxWorkFactor, allowed)
+	return &passphrase{cfg: cfg, raised: raised}
 }
 
 // Make stretches the passphrase with a new salt.
@@ -99,7 +103,7 @@ func (p *passphrase) Find(ctx context.Context, args []string) (keys.Secret, erro
 		return keys.Secret{}, err
 	}
 	if factor > p.cfg.MaxWorkFactor {
-		return keys.Secret{}, &WorkFactorError{Factor: factor, Limit: p.cfg.MaxWorkFactor}
+		return keys.Secret{}, &WorkFactorError{Factor: factor, Limit: p.cfg.MaxWorkFactor, Raised: p.raised}
 	}
 	secret, err := p.read(ctx, false)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -37,6 +38,7 @@ func runPlugin(ctx context.Context, name, recipient string, fileKey []byte) ([]*
 	defer cancel()
 	cmd := exec.CommandContext(limited, "age-plugin-"+name, "--age-plugin=recipient-v1")
 	cmd.Dir = os.TempDir() // as age does
+	cmd.Env = slices.DeleteFunc(os.Environ(), ours)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	stdin, err := cmd.StdinPipe()
@@ -70,6 +72,13 @@ func runPlugin(ctx context.Context, name, recipient string, fileKey []byte) ([]*
 		return nil, nil, fmt.Errorf("it was killed since it did not answer within %v: %w", pluginTimeout, late)
 	}
 	return nil, nil, err
+}
+
+// ours reports whether a variable of the environment is one of this program, which
+// a plugin has no business with: docs/seal.md#sealing.
+func ours(variable string) bool {
+	return slices.ContainsFunc([]string{"DSTACK_", "KMS_", "KMSCTL_", "CREDENTIALS_DIRECTORY=", "NOTIFY_SOCKET=", "WATCHDOG_", "LISTEN_"},
+		func(prefix string) bool { return strings.HasPrefix(variable, prefix) })
 }
 
 // converse speaks recipient-v1 of https://c2sp.org/age-plugin: the recipient and

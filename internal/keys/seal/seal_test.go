@@ -239,8 +239,8 @@ func TestSealBoundsWhatItIsGiven(t *testing.T) {
 		{"no name", map[string]keys.Secret{"": one}, `sealing "": the name cannot be recorded`},
 		{
 			"large file",
-			map[string]keys.Secret{"root.key": keys.NewSecret(make([]byte, 1<<20+1))},
-			"sealing root.key: its 1048577 bytes are over the limit of 1048576",
+			map[string]keys.Secret{"root.key": keys.NewSecret(make([]byte, 900<<10+1))},
+			"sealing root.key: its 921601 bytes are over the limit of 921600",
 		},
 	}
 	for _, tt := range tests {
@@ -250,14 +250,14 @@ func TestSealBoundsWhatItIsGiven(t *testing.T) {
 			}
 		})
 	}
-	largest := map[string]keys.Secret{"root.key": keys.NewSecret(make([]byte, 1<<20)), "empty.key": keys.NewSecret(nil)}
+	largest := map[string]keys.Secret{"root.key": keys.NewSecret(make([]byte, 900<<10)), "empty.key": keys.NewSecret(nil)}
 	files, err := set.Seal(t.Context(), largest)
 	if err != nil {
-		t.Fatalf("Seal(1 MiB and nothing) = %v, want files", err)
+		t.Fatalf("Seal(900 KiB and nothing) = %v, want files", err)
 	}
 	got, err := set.Open(t.Context(), files)
 	if err != nil || !got["root.key"].Equal(largest["root.key"]) || got["empty.key"].Len() != 0 {
-		t.Errorf("Open() of 1 MiB and nothing = %v, want what was sealed", err)
+		t.Errorf("Open() of 900 KiB and nothing = %v, want what was sealed", err)
 	}
 }
 

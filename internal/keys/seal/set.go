@@ -105,9 +105,10 @@ type sealing struct {
 }
 
 // Seal seals files by name, each with a file key of its own, all with the same
-// set and time. Names are printable ASCII without spaces, a file has at most 1
-// MiB. Before it returns, every seal that opens has opened the result again,
-// with a key that it found anew: what cannot be opened is no seal.
+// set and time. Names are printable ASCII without spaces, a file has at most
+// 900 KiB. Before it returns, every seal that opens has opened the result again,
+// with a key that it found anew: what cannot be opened is no seal. A seal that
+// hinders it is in the error as [*SealError].
 func (s *Set) Seal(ctx context.Context, files map[string]keys.Secret) (map[string][]byte, error) {
 	if err := checkPlain(files); err != nil {
 		return nil, err
@@ -128,11 +129,11 @@ func (s *Set) Seal(ctx context.Context, files map[string]keys.Secret) (map[strin
 		}
 		again, err := open(ctx, &opening{seals: []Seal{one}}, out)
 		if err != nil {
-			return nil, fmt.Errorf("checking what was sealed to %s: %w", one.kind, onlyReason(err, one.kind))
+			return nil, &SealError{Kind: one.kind, Err: fmt.Errorf("checking what was sealed to %s: %w", one.kind, onlyReason(err, one.kind))}
 		}
 		for name := range files {
 			if !again[name].Equal(files[name]) {
-				return nil, fmt.Errorf("checking what was sealed to %s: %s opens as something else", one.kind, name)
+				return nil, &SealError{Kind: one.kind, Err: fmt.Errorf("checking what was sealed to %s: %s opens as something else", one.kind, name)}
 			}
 		}
 	}
@@ -179,10 +180,10 @@ func (s *Set) begin(ctx context.Context) (*sealing, error) {
 			return made{key, args}, err
 		})
 		if err != nil {
-			return nil, fmt.Errorf("sealing to %s: %w", one.kind, err)
+			return nil, &SealError{Kind: one.kind, Err: fmt.Errorf("sealing to %s: %w", one.kind, err)}
 		}
 		if err := checkArgs(m.args); err != nil {
-			return nil, fmt.Errorf("sealing to %s: %w", one.kind, err)
+			return nil, &SealError{Kind: one.kind, Err: fmt.Errorf("sealing to %s: %w", one.kind, err)}
 		}
 		g.keys[one.kind], g.args[one.kind] = m.key, m.args
 	}

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"filippo.io/age"
+	"filippo.io/age/plugin"
 	"github.com/google/go-cmp/cmp"
 
 	"teekms/internal/keys/seal"
@@ -137,5 +140,76 @@ func TestAFileThatTheProvenKeyDoesNotOpenIsDamaged(t *testing.T) {
 		"cannot open rpc.key: its teekms-tpm stanza is damaged")
 	if got := words.asked.Load() - before; got != 0 {
 		t.Errorf("the passphrase was asked for %d times, want never", got)
+	}
+}
+
+// TestTheRightPassphraseIsToldFromADamagedStanza has the first file damaged, where
+// no key is proven yet: another file tells.
+func TestTheRightPassphraseIsToldFromADamagedStanza(t *testing.T) {
+	files := sealed(t, newSet(t, passphrase("correct horse")))
+	bit := func(field int) []byte {
+		return reheader(t, files["root-ca.key"], func(s []string) []string {
+			words := strings.Fields(s[1]) // teekms-passphrase v1 SCRYPTSALT 10 SALT BODY
+			first := "A"
+			if strings.HasPrefix(words[field], first) {
+				first = "B"
+			}
+			words[field] = first + words[field][1:]
+			s[1] = strings.Join(words[:5], " ") + "\n" + words[5]
+			return s
+		})
+	}
+	tests := []struct {
+		name  string
+		field int
+		want  string
+	}{
+		{"salt of scrypt", 2, "cannot open root-ca.key: it is not sealed as root-k256.key is"},
+		{"salt", 4, "cannot open root-ca.key: its teekms-passphrase stanza is damaged"},
+		{"body", 5, "cannot open root-ca.key: its teekms-passphrase stanza is damaged"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			y := &typist{words: []string{"correct horse"}}
+			set, err := seal.NewSet(seal.Config{Seals: []seal.Seal{y.seal()}, Again: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			damaged := with(files, "root-ca.key", bit(tt.field))
+			wantRefusal(t, set, damaged, tt.want)
+			if len(y.asked) > 1 {
+				t.Errorf("it was asked for again, with %v tries left", y.asked)
+			}
+			if a := set.Try(t.Context(), damaged); a[0].Err == nil || a[0].Err.Error() != tt.want {
+				t.Errorf("Try() = %v, want %q", a[0].Err, tt.want)
+			}
+		})
+	}
+}
+
+// TestTheSealThatCannotBeSealedToIsNamed, by type, with the recipients of an escrow.
+func TestTheSealThatCannotBeSealedToIsNamed(t *testing.T) {
+	missing := plugin.EncodeRecipient("tknone", []byte("x"))
+	id, _ := holder(t)
+	tests := []struct {
+		name string
+		set  *seal.Set
+		want *seal.SealError
+	}{
+		{"a TPM", newSet(t, passphrase("p"), seal.New(seal.KindTPM, &device{broken: errors.New("none")})), &seal.SealError{Kind: seal.KindTPM}},
+		{"a guest agent that forgets", newSet(t, seal.New(seal.KindGuestAgent, forgetful{&device{}})), &seal.SealError{Kind: seal.KindGuestAgent}},
+		{
+			"a recipient", newSet(t, passphrase("p"), escrow(t, id.Recipient().String(), missing)),
+			&seal.SealError{Kind: seal.KindEscrow, Recipients: []string{missing}},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := tt.set.Seal(t.Context(), plain())
+			got, ok := errors.AsType[*seal.SealError](err)
+			if !ok || got.Kind != tt.want.Kind || !slices.Equal(got.Recipients, tt.want.Recipients) {
+				t.Errorf("Seal() = %v (%+v), want one of %+v", err, got, tt.want)
+			}
+		})
 	}
 }
