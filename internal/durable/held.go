@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var errLeadsOut = errors.New("is a link that leads out of a directory that others can write")
+var errLeadsOut = errors.New("is a link that leads out of a directory that others can write: there, only relative ones that stay in it are followed")
 
 // held are the handles of a locked directory.
 type held struct {

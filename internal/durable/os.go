@@ -20,7 +20,7 @@ const maxOverwrite = 64 << 20
 
 var (
 	errNotRegular = errors.New("not a regular file")
-	errOtherName  = errors.New("has another name")
+	errOtherName  = errors.New("has another name (hard link)")
 	errTooLarge   = errors.New("too large to be overwritten")
 )
 

@@ -41,7 +41,9 @@ func TestLinksInALockedDirectory(t *testing.T) {
 			os.Symlink(outside, filepath.Join(dir, "outside")), os.Symlink("../../../../../../../../.."+outside, filepath.Join(dir, "relative")),
 			os.Symlink(filepath.Dir(outside), filepath.Join(dir, "away")),
 			os.Mkdir(filepath.Join(dir, "below"), 0o700), os.Symlink("../..2026/key", filepath.Join(dir, "below", "inside")),
-			os.Symlink(outside, filepath.Join(dir, "below", "outside")), os.Symlink("/nowhere", filepath.Join(dir, "nowhere")))
+			os.Symlink(outside, filepath.Join(dir, "below", "outside")), os.Symlink("/nowhere", filepath.Join(dir, "nowhere")),
+			os.Symlink(filepath.Join(dir, "..2026", "key"), filepath.Join(dir, "absolute")),
+			os.Symlink("../"+filepath.Base(dir)+"/..2026/key", filepath.Join(dir, "and in again")))
 		return within(t, dir)
 	}
 	tests := []struct {
@@ -52,6 +54,8 @@ func TestLinksInALockedDirectory(t *testing.T) {
 		{"outside", "", leadsOut},
 		{"relative", "", leadsOut},
 		{"nowhere", "no such file", leadsOut},
+		{"absolute", "", leadsOut + ": there, only relative ones"},
+		{"and in again", "", leadsOut + ": there, only relative ones"},
 		{"away/outside", "not a directory", "not a directory"},
 		{"below/inside", "too many levels", "too many levels"},
 		{"below/outside", "too many levels", "too many levels"},
@@ -273,11 +277,11 @@ func TestOtherNamesAreSpared(t *testing.T) {
 		fsys, _ := within(t, dir)
 		file, other := filepath.Join(dir, "f"), filepath.Join(t.TempDir(), "other")
 		must(t, os.WriteFile(other, []byte("text"), 0o644), os.Link(other, file))
-		if err := fsys.Overwrite(file); err == nil || !strings.Contains(err.Error(), "has another name") {
+		if err := fsys.Overwrite(file); err == nil || !strings.Contains(err.Error(), "has another name (hard link)") {
 			t.Errorf("%s: Overwrite = %v, want a refusal", name, err)
 		}
 		err := fsys.Chmod(file, 0o600)
-		if shared := name == "shared"; (err != nil) != shared || shared && !strings.Contains(err.Error(), "has another name") {
+		if shared := name == "shared"; (err != nil) != shared || shared && !strings.Contains(err.Error(), "has another name (hard link)") {
 			t.Errorf("%s: Chmod = %v, want a refusal where others can write", name, err)
 		}
 		must(t, os.Remove(other))
