@@ -108,11 +108,10 @@ func TestWithATokenItIsNeeded(t *testing.T) {
 func TestTokensAreNotGuessed(t *testing.T) {
 	now := time.Now()
 	w := newWorld(t, func(c *provision.Config) { c.Token, c.Now = secret(marker), func() time.Time { return now } })
-	for range 2 {
+	for range 3 {
 		w.send(w.client, "/sqlite", `{"path":"/x"}`, bearer("wrong"))
 	}
-	// The third of one peer within the second is not looked at, on any route or
-	// protocol.
+	// The fourth within the second is not looked at, on any route or protocol.
 	for path, body := range mutating(t) {
 		if status, answer := w.send(w.client, path, body, bearer(marker)); status != 401 || answer != `{"error":"too many wrong tokens: try again in a second"}` {
 			t.Errorf("POST %s = %d %s", path, status, answer)
