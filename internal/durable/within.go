@@ -290,7 +290,8 @@ func (w *Within) SyncDir(name string) error {
 }
 
 // Lock takes the lock of the directory, as [OS.Lock] does, and keeps its handle
-// until unlock. Several callers wait for each other.
+// until unlock. Several callers wait for each other. What was called in the directory
+// has to have returned before unlock.
 func (w *Within) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	if filepath.Clean(name) != w.dir {
 		return OS{}.Lock(ctx, name)
