@@ -273,7 +273,11 @@ func (s *Store) checkRootsThere(raw fileSet) error {
 func (l *loader) loadRoots() error {
 	roots, err := keys.ParseRoots(l.raw[rootCAKey], l.raw[rootK256])
 	if err != nil {
-		return fmt.Errorf("key directory %s: %w: restore the file from a backup", l.s.dir, err)
+		name := rootK256
+		if _, failed := keys.ParseKey(l.raw[rootCAKey]); failed != nil {
+			name = rootCAKey
+		}
+		return fmt.Errorf("%s: %w: restore the file from a backup", l.s.path(name), err)
 	}
 	l.c.roots = roots
 	return nil

@@ -5,9 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -158,15 +156,19 @@ func ReadPrivate(ctx context.Context, dir string, fsys durable.FS) (map[string][
 	if _, err := s.recoverStage(); err != nil && !s.ignorable() {
 		return nil, err
 	}
+	entries, err := s.fs.ReadDir(s.dir)
+	if err != nil {
+		return nil, pathError("reading", s.dir, err)
+	}
 	files := map[string][]byte{}
-	for _, name := range privateFiles() {
-		data, err := s.fs.ReadFile(s.path(name), limitOf(name))
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-		case err != nil:
+	for _, e := range entries {
+		name := e.Name()
+		if !isPrivate(name) {
+			continue
+		}
+		// A link that leads nowhere is not missing.
+		if files[name], err = s.fs.ReadFile(s.path(name), limitOf(name)); err != nil {
 			return nil, pathError("reading", s.path(name), err)
-		default:
-			files[name] = data
 		}
 	}
 	return files, nil

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -452,5 +454,17 @@ func TestRenewRPCOfASealedDirectory(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A link that leads nowhere is not missing: what is missing is made again.
+func TestReadPrivateRefusesALinkThatLeadsNowhere(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink("none", filepath.Join(dir, "rpc.key")); err != nil {
+		t.Fatal(err)
+	}
+	want := "reading " + filepath.Join(dir, "rpc.key") + ": no such file or directory"
+	if files, err := keystore.ReadPrivate(t.Context(), dir, nil); err == nil || err.Error() != want || files != nil {
+		t.Errorf("ReadPrivate = %d files, %v, want %q", len(files), err, want)
 	}
 }

@@ -196,9 +196,9 @@ func TestUnusableDirectoriesAreRefused(t *testing.T) {
 		{"root secp256k1 key missing", erase("root-k256.key"), []string{"DIR/root-k256.key missing while", "restore from a backup"}},
 		{"both root keys missing", keep("rpc.crt"), []string{"DIR/root-ca.key and DIR/root-k256.key missing while rpc.crt is there", "empty the directory"}},
 		{"only the record of a bootstrap that stopped", keep("bootstrap-info.json"), []string{"DIR/root-ca.key and DIR/root-k256.key missing while bootstrap-info.json is there"}},
-		{"root CA key torn", write("root-ca.key", "-----BEGIN PRIVATE KEY-----\nMIGH"), []string{"DIR: parsing root CA key: ", "restore the file from a backup"}},
-		{"root CA key empty", write("root-ca.key", ""), []string{"parsing root CA key: does not begin with a PEM block"}},
-		{"root secp256k1 key short", write("root-k256.key", "short"), []string{"parsing root secp256k1 key: 5 bytes, want 32"}},
+		{"root CA key torn", write("root-ca.key", "-----BEGIN PRIVATE KEY-----\nMIGH"), []string{"DIR/root-ca.key: parsing root CA key: ", "restore the file from a backup"}},
+		{"root CA key empty", write("root-ca.key", ""), []string{"DIR/root-ca.key: parsing root CA key: does not begin with a PEM block"}},
+		{"root secp256k1 key short", write("root-k256.key", "short"), []string{"DIR/root-k256.key: parsing root secp256k1 key: 5 bytes, want 32"}},
 		{"root CA key of another directory", swap("root-ca.key"), []string{"DIR/bootstrap-info.json is about other keys than root-ca.key and root-k256.key"}},
 		{"the same without a record", func(t *testing.T, dir string) {
 			swap("root-ca.key")(t, dir)
