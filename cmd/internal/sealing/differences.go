@@ -69,10 +69,15 @@ func Unmeasured(ctx context.Context, s config.Seal) []string {
 }
 
 // Weak says of the work factors with which files are sealed, and of core.seal,
-// what is weak about them.
+// what is weak about them: not that files of which that is true open on this
+// platform alone, which is for who shows their seals to say.
 func Weak(c config.Core, files map[string][]byte) []string {
 	var out []string
+	weaknesses := Weaknesses(c.Seal)
 	if h, ok := header(files); ok {
+		if !slices.ContainsFunc(h.Seals, func(d seal.Described) bool { return d.Kind == seal.KindPassphrase || d.Kind == seal.KindEscrow }) {
+			weaknesses = slices.DeleteFunc(weaknesses, func(text string) bool { return text == platformAlone })
+		}
 		for _, d := range h.Seals {
 			if d.Kind != seal.KindPassphrase || len(d.Args) < 2 {
 				continue
@@ -84,7 +89,7 @@ func Weak(c config.Core, files map[string][]byte) []string {
 			}
 		}
 	}
-	return append(out, Weaknesses(c.Seal)...)
+	return append(out, weaknesses...)
 }
 
 // Sealing is the random number of the sealing that private files are of, as they

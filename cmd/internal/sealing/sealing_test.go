@@ -306,7 +306,7 @@ func TestWeaknesses(t *testing.T) {
 	}
 }
 
-func TestUnmeasured(t *testing.T) {
+func TestThePlatformAlone(t *testing.T) {
 	td := swtpmtest.Start(t)
 	s := config.Seal{TPM: config.SealTPM{Enabled: true, Device: td.Socket(), PCRs: []int{7, 11}}}
 	td.Measure(7, "secure boot")
@@ -316,6 +316,18 @@ func TestUnmeasured(t *testing.T) {
 	td.Measure(11, "a kernel")
 	if got := sealing.Unmeasured(t.Context(), s); got != nil {
 		t.Errorf("Unmeasured() = %q, want nothing", got)
+	}
+	// Who shows that files open on this platform alone says so.
+	c := config.Core{Seal: s}
+	files, err := sealed(t, c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := sealing.Weak(c, files); len(got) > 0 {
+		t.Errorf("Weak() = %q of files that are sealed to the platform alone, want nothing", got)
+	}
+	if got := sealing.Weak(c, nil); len(got) != 1 || !strings.HasPrefix(got[0], "NOTHING BUT THIS PLATFORM") {
+		t.Errorf("Weak() = %q of a configuration, want that it is about the platform alone", got)
 	}
 }
 

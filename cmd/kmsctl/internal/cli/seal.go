@@ -259,6 +259,9 @@ func (f *sealFlags) change(cmd *cobra.Command, env Environment, verb func(contex
 		r.WriteText(p)
 		err = p.Err()
 	}
+	if err != nil && r.Changed {
+		err = fmt.Errorf("the private keys were sealed anew, but that could not be shown: %w", err)
+	}
 	return errors.Join(failed, err)
 }
 

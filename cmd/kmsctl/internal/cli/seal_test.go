@@ -266,3 +266,25 @@ func TestSealKeepsItsMemory(t *testing.T) {
 		t.Errorf("the limit of core files = %+v, %v, want 0", core, err)
 	}
 }
+
+// full is a disk without room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, unix.ENOSPC }
+
+func TestSealThatCannotBeShownWasDone(t *testing.T) {
+	config, _, _ := sealedWorld(t)
+	for _, args := range [][]string{{"add"}, {"rotate", "--json"}} {
+		var errs strings.Builder
+		code := cli.Run(t.Context(), cli.Environment{
+			Args: append([]string{"seal", "--config", config}, args...), Stdin: strings.NewReader(""),
+			Stdout: full{}, Stderr: &errs, Getenv: func(string) string { return "" }, Now: time.Now,
+		})
+		if want := "Error: the private keys were sealed anew, but that could not be shown: no space left on device\n"; code != status.Failed || !strings.HasSuffix(errs.String(), want) {
+			t.Errorf("kmsctl seal %q = %d, %q, want %q", args, code, errs.String(), want)
+		}
+	}
+	if code, _, stderr := run(t.Context(), "seal", "status", "--config", config); code != status.OK {
+		t.Errorf("kmsctl seal status = %d, %q, want that the keys are sealed", code, stderr)
+	}
+}

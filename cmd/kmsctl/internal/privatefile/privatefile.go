@@ -146,6 +146,9 @@ func look(dir, name string) File {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		f.State = Missing
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			f.State, f.Error = NotReadable, "it is a link that leads nowhere"
+		}
 	case errors.Is(err, errEmpty):
 		f.State, f.Error = Damaged, err.Error()
 	case err != nil:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"teekms/internal/keys"
 	"teekms/internal/keys/keystore"
@@ -116,11 +117,36 @@ func (w *writer) Seal(ctx context.Context, files map[string]keys.Secret) (map[st
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case err != nil:
-		return nil, fmt.Errorf("%w; nothing was changed: what cannot be sealed to has to be taken out of core.seal (core.seal.tpm, say), "+
-			"or out of the files: kmsctl seal remove tpm", err)
+		return nil, fmt.Errorf("%w; nothing was changed%s", err, without(err))
 	}
 	w.header, err = inspect(out)
 	return out, err
+}
+
+// without says how a seal is done without that cannot be sealed to.
+func without(err error) string {
+	failed, ok := errors.AsType[*seal.SealError](err)
+	switch {
+	case !ok || failed.Kind == seal.KindPassphrase:
+		return ""
+	case failed.Kind == seal.KindEscrow:
+		return ": mend that, or take " + strings.Join(shortened(failed.Recipients), " and ") +
+			" out of core.seal.escrow.recipients and run kmsctl seal rotate"
+	}
+	return fmt.Sprintf(": what cannot be sealed to has to be taken out of core.seal (core.seal.%s), or out of the files: kmsctl seal remove %s",
+		strings.ReplaceAll(string(failed.Kind), "-", "_"), failed.Kind)
+}
+
+// shortened cuts recipients where they are still told from others.
+func shortened(recipients []string) []string {
+	const enough = 64
+	out := slices.Clone(recipients)
+	for i, r := range out {
+		if len(r) > enough {
+			out[i] = r[:enough] + "…"
+		}
+	}
+	return out
 }
 
 // fared is how the configured seals that were tried have fared: nil for one that

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap/zaptest"
 
+	"teekms/cmd/kmsctl/internal/privatefile"
 	"teekms/cmd/kmsctl/internal/sealdir"
 	"teekms/cmd/kmsctl/internal/terminal"
 	"teekms/internal/keys"
@@ -190,7 +192,7 @@ func TestATPMThatIsGoneIsRemovedFromADamagedDirectory(t *testing.T) {
 	if err := os.Remove(filepath.Join(w.dir, "rpc.key")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.directory(t, []seal.Seal{gone, pass}).Rotate(t.Context()); err == nil || !strings.Contains(err.Error(), "kmsctl seal remove tpm") {
+	if _, err := w.directory(t, []seal.Seal{gone, pass}).Rotate(t.Context()); err == nil || !strings.HasSuffix(err.Error(), "taken out of core.seal (core.seal.tpm), or out of the files: kmsctl seal remove tpm") {
 		t.Errorf("Rotate() = %v, want the way out", err)
 	}
 	r, err := w.directory(t, []seal.Seal{gone, pass}).Remove(t.Context(), []seal.Kind{seal.KindTPM})
@@ -367,4 +369,64 @@ func wrapped(text string) string {
 		return body
 	}
 	return body[:64] + "\n" + body[64:]
+}
+
+// What is advised is about the seal that failed.
+func TestARecipientWhoseProgramIsMissingIsNamed(t *testing.T) {
+	w := newWorld(t)
+	pass := passphrase("correct horse")
+	to := plugin.EncodeRecipient("tknone", []byte("x"))
+	vault, err := seal.NewEscrow([]string{w.holder.Recipient().String(), to})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.directory(t, []seal.Seal{pass, vault}).Add(t.Context(), nil)
+	want := "; nothing was changed: mend that, or take " + to + " out of core.seal.escrow.recipients and run kmsctl seal rotate"
+	if err == nil || !strings.HasSuffix(err.Error(), want) || strings.Contains(err.Error(), "tpm") {
+		t.Errorf("Add() = %v, want %q at its end", err, want)
+	}
+	differ := seal.New(seal.KindPassphrase, seal.NewPassphrase(seal.PassphraseConfig{
+		Read:    func(context.Context) (keys.Secret, error) { return keys.NewSecret([]byte("one")), nil },
+		Confirm: func(context.Context) (keys.Secret, error) { return keys.NewSecret([]byte("two")), nil },
+	}))
+	if _, err = w.directory(t, []seal.Seal{differ}).Add(t.Context(), nil); err == nil || !strings.HasSuffix(err.Error(), "the two passphrases differ; nothing was changed") {
+		t.Errorf("Add() = %v, want nothing about other seals", err)
+	}
+}
+
+// The recipients of the files cannot stand beside a new one.
+func TestWhatAddCannotMixRotateReplaces(t *testing.T) {
+	w := newWorld(t)
+	pass := passphrase("correct horse")
+	w.add(t, pass, w.escrow(t))
+	quantum, err := age.GenerateHybridIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	vault, err := seal.NewEscrow([]string{quantum.Recipient().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := w.directory(t, []seal.Seal{pass, vault})
+	if _, err := d.Add(t.Context(), nil); err == nil || !strings.HasSuffix(err.Error(), "; `kmsctl seal rotate` seals to the configured recipients alone") {
+		t.Errorf("Add() = %v, want that rotate is the way", err)
+	}
+	if _, err := d.Rotate(t.Context()); err != nil {
+		t.Errorf("Rotate() = %v, want it", err)
+	}
+}
+
+func TestStatusOfALinkThatLeadsNowhere(t *testing.T) {
+	w := newWorld(t)
+	path := filepath.Join(w.dir, "rpc.key")
+	if err := errors.Join(os.Remove(path), os.Symlink("none", path)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := w.directory(t, nil).Status(t.Context())
+	if want := "reading " + path + ": no such file or directory"; err == nil || err.Error() != want || s.OK || len(s.Notes) > 0 {
+		t.Errorf("Status() = %+v, %v, want %q", s, err, want)
+	}
+	if f := s.Files[2]; f.State != privatefile.NotReadable || f.Error != "it is a link that leads nowhere" {
+		t.Errorf("Status() says of rpc.key %+v, want that it cannot be read", f)
+	}
 }

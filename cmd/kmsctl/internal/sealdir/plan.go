@@ -173,7 +173,7 @@ func (p *planner) escrow(without, with []seal.Kind) ([]seal.Seal, error) {
 	}
 	s, err := seal.NewEscrow(recipients)
 	if err != nil {
-		return nil, fmt.Errorf("keeping the escrow of the files: %w", err)
+		return nil, fmt.Errorf("keeping the escrow of the files: %w; `kmsctl seal rotate` seals to the configured recipients alone", err)
 	}
 	return []seal.Seal{s}, nil
 }

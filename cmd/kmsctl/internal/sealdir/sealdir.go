@@ -209,7 +209,7 @@ func (d *Directory) read(ctx context.Context) (map[string][]byte, error) {
 	}
 	files, err := keystore.ReadPrivate(ctx, d.cfg.Dir, d.fs)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist) && !d.exists():
 		return nil, fmt.Errorf("there is no key directory %s: the KMS makes it%s", d.cfg.Dir, seals)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%w: run this as root, or as the user of the KMS", err)
@@ -222,6 +222,12 @@ func (d *Directory) read(ctx context.Context) (map[string][]byte, error) {
 		return nil, fmt.Errorf("the private keys of %s are missing, and its root-ca.crt is there: restore the key directory from a backup", d.cfg.Dir)
 	}
 	return nil, fmt.Errorf("the key directory %s has no private keys: the KMS makes them%s", d.cfg.Dir, seals)
+}
+
+// exists says whether there is a directory.
+func (d *Directory) exists() bool {
+	_, err := os.Stat(d.cfg.Dir)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // inspect returns what the files are sealed to, nil where they are plain. It
