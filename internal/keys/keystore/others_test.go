@@ -42,6 +42,10 @@ func TestAStageThatIsNotOursIsLeftAlone(t *testing.T) {
 			must(t, os.Mkdir(stage, 0o700), os.Chmod(stage, 0o777|os.ModeSticky), os.Chmod(filepath.Dir(stage), 0o777))
 			writeFile(t, []byte("precious"), 0o600, stage, "rpc.key")
 		}, ".stage can be written by everybody: set its mode to 0700 if it is of this KMS", true},
+		{"that everybody can write, in a directory that everybody may add to", func(t *testing.T, stage string) {
+			must(t, os.Mkdir(stage, 0o700), os.Chmod(stage, 0o777), os.Chmod(filepath.Dir(stage), 0o777|os.ModeSticky))
+			writeFile(t, []byte("precious"), 0o600, stage, "rpc.key")
+		}, ".stage can be written by everybody: set its mode to 0700 if it is of this KMS", true},
 		{"with a marker that everybody can write", func(t *testing.T, stage string) {
 			must(t, os.Mkdir(stage, 0o700), os.Chmod(stage, 0o777))
 			writeFile(t, keystore.MarshalMarker(map[string][]byte{"rpc.key": []byte("precious")}), 0o600, stage, "commit")
