@@ -179,3 +179,27 @@ func TestAWorkFactorIsLowered(t *testing.T) {
 	}
 	k.kmsctlSeal(t, 0, "status")
 }
+
+// TestAServerAtItsQuestionEnds as it does everywhere, and the terminal is as it was.
+func TestAServerAtItsQuestionEnds(t *testing.T) {
+	t.Parallel()
+	k := newKMS(t, "", "")
+	s := newSeals(t)
+	k.configure(t, s.passphrase(t), devAuthority)
+	k.fill(t, exampleDomain)
+	k.configure(t, "[core.seal.passphrase]\nprompt = true\nwork_factor = 10\n", devAuthority)
+	for _, sent := range []syscall.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT} {
+		term := newTerminal(t)
+		p := term.onTerminal(t, k, "dstack-kms")
+		term.types(t, p, promptOpen, "half a canary")
+		if err := p.Process.Signal(sent); err != nil {
+			t.Fatal(err)
+		}
+		if code := p.wait(t, patience); code != 1 || !strings.HasPrefix(lastLine(p.stderr.String()), "Error: ") {
+			t.Errorf("%v: exit status %d, want 1 and one line of why\n%s", sent, code, p.stderr)
+		}
+		if shown := term.String() + p.stderr.String(); !term.echoes(t) || strings.Contains(shown, "canary") || strings.Contains(shown, "goroutine") {
+			t.Errorf("%v: the echo is %t, and it shows %q", sent, term.echoes(t), shown)
+		}
+	}
+}

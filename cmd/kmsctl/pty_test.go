@@ -152,3 +152,29 @@ func TestInterruptAtTheQuestion(t *testing.T) {
 		}
 	}
 }
+
+// What ends other processes at once leaves the terminal as it was, and shows nothing
+// of what was typed.
+func TestHangupAndQuitAtTheQuestion(t *testing.T) {
+	v := newVictim(t)
+	v.config = filepath.Join(filepath.Dir(v.config), "prompt.toml")
+	check(t, os.WriteFile(v.config, fmt.Appendf(nil, "[core]\ncert_dir = %q\n[core.seal.passphrase]\nprompt = true\nwork_factor = 10\n", v.dir), 0o600))
+	for _, tt := range []struct {
+		name string
+		end  func(p *person) error
+	}{
+		{"Ctrl-\\", func(p *person) error { _, err := p.operator.WriteString("\x1c"); return err }},
+		{"SIGHUP", func(p *person) error { return p.cmd.Process.Signal(syscall.SIGHUP) }},
+	} {
+		p := v.atTerminal(t, "add")
+		p.answer(t, "Passphrase of the key directory: ", "canary")
+		check(t, tt.end(p))
+		code, shown := p.end(t)
+		if code != 1 || !strings.HasSuffix(shown, "directory: \r\nError: interrupted; nothing was changed\r\n") {
+			t.Errorf("%s: kmsctl seal add = %d, %q, want that nothing was changed", tt.name, code, shown)
+		}
+		if state, err := unix.IoctlGetTermios(int(p.operator.Fd()), unix.TCGETS); err != nil || state.Lflag&unix.ECHO == 0 {
+			t.Errorf("%s: the echo is off (%v)", tt.name, err)
+		}
+	}
+}

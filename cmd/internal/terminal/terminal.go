@@ -43,6 +43,18 @@ type Question struct {
 	Text string
 }
 
+// errEnded says that a signal came that ends the process.
+var errEnded = errors.New("the process was told to end")
+
+// terminate ends the process as a service manager does.
+func terminate(ctx context.Context) error {
+	if err := unix.Kill(unix.Getpid(), unix.SIGTERM); err != nil {
+		return fmt.Errorf("prompting: %w (%w)", errEnded, err)
+	}
+	<-ctx.Done()
+	return fmt.Errorf("prompting: %w", ctx.Err())
+}
+
 // errAgain says that what was typed is not to be believed.
 var errAgain = errors.New("the process was stopped meanwhile")
 
@@ -51,6 +63,10 @@ var errAgain = errors.New("the process was stopped meanwhile")
 // the process was stopped, or until it could hide what is typed again: then it
 // asks again. Ctrl-Z is a character of the answer. When it returns, also because
 // ctx ended, the terminal is as it was.
+//
+// A hangup or quit (Ctrl-\) while it asks would end the process at once, with the
+// echo off: it becomes a SIGTERM when the terminal is as it was. That must end ctx
+// or the process.
 func (q Question) Ask(ctx context.Context) (line []byte, err error) {
 	before, err := state(q.TTY)
 	if err != nil {
@@ -60,13 +76,26 @@ func (q Question) Ask(ctx context.Context) (line []byte, err error) {
 	continued := make(chan os.Signal, 1)
 	signal.Notify(continued, unix.SIGCONT)
 	defer signal.Stop(continued)
+	ended := make(chan os.Signal, 1)
+	for _, s := range []os.Signal{unix.SIGHUP, unix.SIGQUIT} {
+		if !signal.Ignored(s) { // as nohup wants it
+			signal.Notify(ended, s)
+		}
+	}
+	defer func() {
+		signal.Stop(ended) // what has come is in it
+		if len(ended) > 0 || errors.Is(err, errEnded) {
+			clear(line)
+			line, err = nil, terminate(ctx)
+		}
+	}()
 	defer func() {
 		if failed := setState(q.TTY, before); failed != nil {
 			err = errors.Join(err, fmt.Errorf("showing again what is typed: %w", failed))
 		}
 	}()
 	for {
-		line, err = q.once(ctx, before, continued)
+		line, err = q.once(ctx, before, continued, ended)
 		if !errors.Is(err, errAgain) {
 			return line, err
 		}
@@ -75,7 +104,7 @@ func (q Question) Ask(ctx context.Context) (line []byte, err error) {
 }
 
 // once asks, and returns errAgain with a line that may have been seen.
-func (q Question) once(ctx context.Context, before *unix.Termios, continued <-chan os.Signal) ([]byte, error) {
+func (q Question) once(ctx context.Context, before *unix.Termios, continued, ended <-chan os.Signal) ([]byte, error) {
 	select {
 	case <-continued: // before this question
 	default:
@@ -93,6 +122,9 @@ func (q Question) once(ctx context.Context, before *unix.Termios, continued <-ch
 		// ends, and nobody looks at what comes.
 		_ = q.TTY.SetReadDeadline(time.Unix(1, 0))
 		return nil, fmt.Errorf("prompting: %w", ctx.Err())
+	case <-ended:
+		_ = q.TTY.SetReadDeadline(time.Unix(1, 0)) // as above
+		return nil, errEnded
 	case <-continued:
 		if err := q.TTY.SetReadDeadline(time.Unix(1, 0)); err != nil {
 			return nil, errors.New("prompting: the process was stopped while it asked")

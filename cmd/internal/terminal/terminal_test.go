@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"testing"
@@ -224,6 +225,40 @@ func TestAskEndsWithItsContext(t *testing.T) {
 	}
 	if !echoes(t, operator) {
 		t.Error("Ask() leaves the echo off")
+	}
+}
+
+// TestAskEndsWithSignals that would end the process at once and leave the echo off.
+// A context that SIGTERM ends stands for the process.
+func TestAskEndsWithSignals(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		typed string
+		sent  unix.Signal
+	}{
+		{"hangup", "half", unix.SIGHUP},
+		{"quit", "half", unix.SIGQUIT},
+		{"hangup beside an answer", "whole\n", unix.SIGHUP},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx, stop := signal.NotifyContext(t.Context(), unix.SIGTERM)
+			defer stop()
+			tty, operator := pty(t)
+			w := &typist{operator: operator, typed: tt.typed}
+			ask := writer(func(p []byte) (int, error) {
+				if bytes.HasSuffix(p, []byte(": ")) {
+					defer unix.Kill(os.Getpid(), tt.sent) //nolint:errcheck // the test would see it
+				}
+				return w.Write(p)
+			})
+			line, err := terminal.Question{TTY: tty, Out: ask, Text: "Name: "}.Ask(ctx)
+			if !errors.Is(err, context.Canceled) || len(line) > 0 {
+				t.Errorf("Ask() = %d bytes, %v, want none and that of the context", len(line), err)
+			}
+			if !echoes(t, operator) || w.shown.String() != "Name: \n" {
+				t.Errorf("Ask() leaves the echo off, or shows %q", w.shown.String())
+			}
+		})
 	}
 }
 
