@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"teekms/cmd/internal/node"
+	"teekms/cmd/internal/process"
 	"teekms/internal/audit"
 	"teekms/internal/ratls"
 	"teekms/internal/serve"
@@ -91,6 +92,9 @@ func (s *kmsServer) run(ctx context.Context) error {
 		group.Go(func() error { return serve.Run(ctx, l.Config) })
 	}
 	s.Notify("READY=1", "STATUS=Serving at "+s.listeners[0].socket.Addr().String())
+	if err := process.ForgetStart(); err != nil {
+		s.Log.Debug("what starting took stays in memory", zap.NamedError("err", err))
+	}
 	err := group.Wait()
 	s.Notify("STOPPING=1")
 	s.recordStop(ctx)

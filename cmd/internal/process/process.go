@@ -1,4 +1,5 @@
-// Package process keeps what the memory of this process holds to this process.
+// Package process keeps what the memory of this process holds to this process, and
+// little in it.
 package process
 
 import (
