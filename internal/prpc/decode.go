@@ -20,7 +20,8 @@ var errNotUTF8 = errors.New("request body: not UTF-8")
 
 // decoder reads messages.
 type decoder struct {
-	// strict refuses keys that are no fields.
+	// strict refuses keys that are no fields, and repeats nothing of the body but
+	// names.
 	strict bool
 }
 
@@ -34,14 +35,14 @@ func (d decoder) decode(data []byte, m protoreflect.Message, plan *message) erro
 	if !utf8.Valid(data) {
 		return errNotUTF8
 	}
-	if err := checkSyntax(data); err != nil {
+	if err := d.checkSyntax(data); err != nil {
 		return err
 	}
 	return d.object(data, m, plan, "")
 }
 
 // checkSyntax tells where data stops being one JSON value.
-func checkSyntax(data []byte) error {
+func (d decoder) checkSyntax(data []byte) error {
 	var raw json.RawMessage
 	err := json.Unmarshal(data, &raw)
 	if err == nil {
@@ -49,6 +50,9 @@ func checkSyntax(data []byte) error {
 	}
 	text := strings.TrimPrefix(err.Error(), "json: ")
 	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+		if d.strict { // the text has a character of the body, which may be of a password
+			return fmt.Errorf("request body: not JSON at byte %d", syntax.Offset)
+		}
 		return fmt.Errorf("request body: not JSON at byte %d: %s", syntax.Offset, text)
 	}
 	return fmt.Errorf("request body: not JSON: %s", text)

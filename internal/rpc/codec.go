@@ -34,7 +34,8 @@ const maxNesting = 32
 // RefuseUnknown has a handler refuse messages with a field that their type does
 // not have, in the encodings of [Chain.Options], which it must come after. It is
 // for services where a setting that is misspelled must not pass for one that is
-// absent; others take such fields for those of newer clients.
+// absent; others take such fields for those of newer clients. Settings are secrets
+// too, so that no refusal repeats a value.
 func RefuseUnknown() connect.HandlerOption {
 	return connect.WithHandlerOptions(
 		connect.WithCodec(protoCodec{strict: true}),
@@ -98,7 +99,7 @@ func unknownField(m proto.Message) error {
 // output and errors that name no Go types.
 type jsonCodec struct {
 	name string
-	// strict refuses unknown fields.
+	// strict refuses unknown fields, and repeats no value.
 	strict bool
 }
 
@@ -132,7 +133,11 @@ func (c jsonCodec) Unmarshal(data []byte, message any) error {
 	// Unknown fields are skipped so that both sides need not be of one version.
 	o := protojson.UnmarshalOptions{DiscardUnknown: !c.strict, RecursionLimit: maxNesting}
 	if err := o.Unmarshal(data, m); err != nil {
-		return fmt.Errorf("request body: %s", protoText(err))
+		text := protoText(err)
+		if c.strict {
+			text = withoutValue(text)
+		}
+		return fmt.Errorf("request body: %s", text)
 	}
 	return nil
 }
@@ -158,5 +163,20 @@ func protoText(err error) string {
 		}
 		return r
 	}, text[:min(len(text), maxShownText)])
+	return text
+}
+
+// withoutValue cuts a text of [protoText] where it begins to repeat what stood in
+// JSON: after the place of a syntax error, or after the field that cannot have that
+// value.
+func withoutValue(text string) string {
+	const place, value = "): ", "invalid value for "
+	if before, _, found := strings.Cut(text, place); found && strings.HasPrefix(before, "syntax error ") {
+		return before + ")"
+	}
+	if before, after, found := strings.Cut(text, value); found {
+		field, _, _ := strings.Cut(after, ": ")
+		return before + value + field
+	}
 	return text
 }

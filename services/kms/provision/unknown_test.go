@@ -175,6 +175,40 @@ func TestUnknownFieldsAreRefused(t *testing.T) {
 	w.wantNothingTaken()
 }
 
+// TestNoValueIsRepeated sends a password in forms that cannot be read: what is said
+// of them ends up in the logs of clients.
+func TestNoValueIsRepeated(t *testing.T) {
+	w := newWorld(t, nil)
+	digits := "31415926535"
+	for _, tt := range []struct{ name, body, protojson, prpc string }{
+		{"without quotes", `{"password":` + marker + `}`, "syntax error (line 1:13)", "not JSON at byte 13"},
+		{"a number", `{"password":` + digits + `}`, "invalid value for string field password", "password: want a string, not a number"},
+		{"a list", `{"password":["` + marker + `"]}`, "invalid value for string field password", "password: want a string, not an array"},
+		{"an object", `{"password":{"` + marker + `":1}}`, "invalid value for string field password", "password: want a string, not an object"},
+		{"alone", `"` + marker + `"`, "syntax error (line 1:1)", "want a JSON object, not a string"},
+		{"an escape that is none", `{"password":"` + marker + `\` + marker[:1] + `"}`, "syntax error (line 1:13)", "not JSON at byte"},
+		{"cut off", `{"password":"` + marker, "unexpected EOF", "not JSON at byte"},
+		{"after the object", `{"password":"x"}` + marker, "syntax error (line 1:17)", "not JSON at byte 17"},
+		{"with a colon", `{"password":"x" "invalid value for ` + marker + `: "}`, "syntax error (line 1:17)", "not JSON at byte 17"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, faces := range []struct {
+				of   map[string]face
+				want string
+			}{{w.protojsonFaces(), tt.protojson}, {w.prpcFaces(), tt.prpc}} {
+				wantRefused(t, faces.of, "SetPkcs12Password", tt.body, faces.want)
+				for name, call := range faces.of {
+					if text := call("SetPkcs12Password", []byte(tt.body)); !strings.HasSuffix(text, faces.want) && faces.want != "not JSON at byte" ||
+						strings.Contains(text, marker) || strings.Contains(text, digits) || strings.Contains(text, "character") {
+						t.Errorf("%s: %s = %q, want nothing of the password", name, tt.body, text)
+					}
+				}
+			}
+		})
+	}
+	w.wantNothingTaken()
+}
+
 // wire encodes fields one after the other.
 func wire(fields ...[]byte) string { return string(bytes.Join(fields, nil)) }
 
