@@ -106,7 +106,7 @@ func TestPipesAreTaken(t *testing.T) {
 	check(t, os.WriteFile(file, []byte("another\n"), 0o600))
 	r, w, err := os.Pipe()
 	check(t, err)
-	defer r.Close() //nolint:errcheck // only read
+	defer r.Close()
 	_, err = w.Write(old)
 	check(t, err)
 	check(t, w.Close())

@@ -28,7 +28,7 @@ func TestReadTakesFilesAndPipes(t *testing.T) {
 		t.Fatal(err)
 	}
 	fifo := pipe(t)
-	go os.WriteFile(fifo, []byte("12345"), 0) //nolint:errcheck // the reader sees what came
+	go os.WriteFile(fifo, []byte("12345"), 0)
 	for _, path := range []string{file, fifo} {
 		if text, err := argfile.Read(t.Context(), path, 5); string(text) != "12345" || err != nil {
 			t.Errorf("Read(%s) = %q, %v, want what is in it", path, text, err)

@@ -247,7 +247,7 @@ func TestAskEndsWithSignals(t *testing.T) {
 			w := &typist{operator: operator, typed: tt.typed}
 			ask := writer(func(p []byte) (int, error) {
 				if bytes.HasSuffix(p, []byte(": ")) {
-					defer unix.Kill(os.Getpid(), tt.sent) //nolint:errcheck // the test would see it
+					defer unix.Kill(os.Getpid(), tt.sent)
 				}
 				return w.Write(p)
 			})

@@ -47,8 +47,8 @@ func (e *FileError) Error() string { return "cannot open " + e.File + ": " + e.E
 // Unwrap returns what is wrong.
 func (e *FileError) Unwrap() error { return e.Err }
 
-// SealError says which seal cannot be sealed to.
-type SealError struct {
+// SealingError says which seal cannot be sealed to.
+type SealingError struct {
 	Kind Kind
 	// Recipients are those of an escrow that cannot be encrypted to, as text.
 	Recipients []string
@@ -57,10 +57,10 @@ type SealError struct {
 }
 
 // Error is that of Err.
-func (e *SealError) Error() string { return e.Err.Error() }
+func (e *SealingError) Error() string { return e.Err.Error() }
 
 // Unwrap returns Err.
-func (e *SealError) Unwrap() error { return e.Err }
+func (e *SealingError) Unwrap() error { return e.Err }
 
 // Reason says why one seal does not open a file.
 type Reason struct {

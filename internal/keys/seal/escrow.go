@@ -201,7 +201,7 @@ func (s Seal) wrapEscrow(ctx context.Context, fileKey []byte) ([]*age.Stanza, []
 		stanzas = append(stanzas, st...)
 	}
 	if len(bad) > 0 {
-		return nil, nil, &SealError{Kind: KindEscrow, Recipients: which, Err: bad}
+		return nil, nil, &SealingError{Kind: KindEscrow, Recipients: which, Err: bad}
 	}
 	return stanzas, known.labels, nil
 }

@@ -108,7 +108,7 @@ type sealing struct {
 // set and time. Names are printable ASCII without spaces, a file has at most
 // 900 KiB. Before it returns, every seal that opens has opened the result again,
 // with a key that it found anew: what cannot be opened is no seal. A seal that
-// hinders it is in the error as [*SealError].
+// hinders it is in the error as [*SealingError].
 func (s *Set) Seal(ctx context.Context, files map[string]keys.Secret) (map[string][]byte, error) {
 	if err := checkPlain(files); err != nil {
 		return nil, err
@@ -129,11 +129,11 @@ func (s *Set) Seal(ctx context.Context, files map[string]keys.Secret) (map[strin
 		}
 		again, err := open(ctx, &opening{seals: []Seal{one}}, out)
 		if err != nil {
-			return nil, &SealError{Kind: one.kind, Err: fmt.Errorf("checking what was sealed to %s: %w", one.kind, onlyReason(err, one.kind))}
+			return nil, &SealingError{Kind: one.kind, Err: fmt.Errorf("checking what was sealed to %s: %w", one.kind, onlyReason(err, one.kind))}
 		}
 		for name := range files {
 			if !again[name].Equal(files[name]) {
-				return nil, &SealError{Kind: one.kind, Err: fmt.Errorf("checking what was sealed to %s: %s opens as something else", one.kind, name)}
+				return nil, &SealingError{Kind: one.kind, Err: fmt.Errorf("checking what was sealed to %s: %s opens as something else", one.kind, name)}
 			}
 		}
 	}
@@ -180,10 +180,10 @@ func (s *Set) begin(ctx context.Context) (*sealing, error) {
 			return made{key, args}, err
 		})
 		if err != nil {
-			return nil, &SealError{Kind: one.kind, Err: fmt.Errorf("sealing to %s: %w", one.kind, err)}
+			return nil, &SealingError{Kind: one.kind, Err: fmt.Errorf("sealing to %s: %w", one.kind, err)}
 		}
 		if err := checkArgs(m.args); err != nil {
-			return nil, &SealError{Kind: one.kind, Err: fmt.Errorf("sealing to %s: %w", one.kind, err)}
+			return nil, &SealingError{Kind: one.kind, Err: fmt.Errorf("sealing to %s: %w", one.kind, err)}
 		}
 		g.keys[one.kind], g.args[one.kind] = m.key, m.args
 	}

@@ -194,19 +194,19 @@ func TestTheSealThatCannotBeSealedToIsNamed(t *testing.T) {
 	tests := []struct {
 		name string
 		set  *seal.Set
-		want *seal.SealError
+		want *seal.SealingError
 	}{
-		{"a TPM", newSet(t, passphrase("p"), seal.New(seal.KindTPM, &device{broken: errors.New("none")})), &seal.SealError{Kind: seal.KindTPM}},
-		{"a guest agent that forgets", newSet(t, seal.New(seal.KindGuestAgent, forgetful{&device{}})), &seal.SealError{Kind: seal.KindGuestAgent}},
+		{"a TPM", newSet(t, passphrase("p"), seal.New(seal.KindTPM, &device{broken: errors.New("none")})), &seal.SealingError{Kind: seal.KindTPM}},
+		{"a guest agent that forgets", newSet(t, seal.New(seal.KindGuestAgent, forgetful{&device{}})), &seal.SealingError{Kind: seal.KindGuestAgent}},
 		{
 			"a recipient", newSet(t, passphrase("p"), escrow(t, id.Recipient().String(), missing)),
-			&seal.SealError{Kind: seal.KindEscrow, Recipients: []string{missing}},
+			&seal.SealingError{Kind: seal.KindEscrow, Recipients: []string{missing}},
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := tt.set.Seal(t.Context(), plain())
-			got, ok := errors.AsType[*seal.SealError](err)
+			got, ok := errors.AsType[*seal.SealingError](err)
 			if !ok || got.Kind != tt.want.Kind || !slices.Equal(got.Recipients, tt.want.Recipients) {
 				t.Errorf("Seal() = %v (%+v), want one of %+v", err, got, tt.want)
 			}

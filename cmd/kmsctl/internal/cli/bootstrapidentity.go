@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"software.sslmate.com/src/go-pkcs12"
 
+	"teekms/cmd/internal/argfile"
 	"teekms/cmd/kmsctl/internal/bootstrapserver"
 	"teekms/cmd/kmsctl/internal/chain"
 	"teekms/cmd/kmsctl/internal/clientfile"
@@ -209,7 +210,7 @@ func nowhere(cmd *cobra.Command, shared *clientfile.File) error {
 func (f *serverFlags) certificate(cmd *cobra.Command, secrets *secret.Reader, shared *clientfile.File) (*tls.Certificate, error) {
 	switch {
 	case f.clientCert != "":
-		cert, err := tls.LoadX509KeyPair(f.clientCert, f.clientKey)
+		cert, err := argfile.Within(cmd.Context(), func() (tls.Certificate, error) { return tls.LoadX509KeyPair(f.clientCert, f.clientKey) })
 		if err != nil {
 			return nil, fmt.Errorf("--client-cert: %w", err)
 		}

@@ -125,7 +125,7 @@ func (w *writer) Seal(ctx context.Context, files map[string]keys.Secret) (map[st
 
 // without says how a seal is done without that cannot be sealed to.
 func without(err error) string {
-	failed, ok := errors.AsType[*seal.SealError](err)
+	failed, ok := errors.AsType[*seal.SealingError](err)
 	switch {
 	case !ok || failed.Kind == seal.KindPassphrase:
 		return ""

@@ -430,3 +430,25 @@ func TestStatusOfALinkThatLeadsNowhere(t *testing.T) {
 		t.Errorf("Status() says of rpc.key %+v, want that it cannot be read", f)
 	}
 }
+
+// Nothing opens, and nobody is asked for another passphrase: the file is damaged.
+func TestStatusNamesTheFileOfADamagedStanza(t *testing.T) {
+	w := newWorld(t)
+	w.add(t, passphrase("correct horse"))
+	file := w.file(t, "root-ca.key")
+	at := bytes.Index(file, []byte("teekms-passphrase"))
+	body := at + bytes.IndexByte(file[at:], '\n') + 1
+	if file[body] == 'A' {
+		file[body] = 'B'
+	} else {
+		file[body] = 'A'
+	}
+	if err := os.WriteFile(filepath.Join(w.dir, "root-ca.key"), file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := w.directory(t, []seal.Seal{passphrase("correct horse")}).Status(t.Context())
+	want := "cannot open root-ca.key: its teekms-passphrase stanza is damaged: restore the key directory from a backup"
+	if err != nil || s.OK || s.Error != want {
+		t.Errorf("Status() = %+v, %v, want %q", s, err, want)
+	}
+}
