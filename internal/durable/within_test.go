@@ -387,13 +387,15 @@ func TestTheDirectoryIsTheOneAtTheEndOfTheWait(t *testing.T) {
 			fsys := durable.NewWithin(dir)
 			unlockFirst, err := first(dir, fsys).Lock(t.Context(), dir)
 			must(t, err)
-			locked := make(chan func(), 1)
+			defer debug.SetGCPercent(debug.SetGCPercent(-1)) // which would let go of what was forgotten
+			wait, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			locked := make(chan error, 1)
+			var unlock func()
 			go func() {
-				unlock, err := fsys.Lock(t.Context(), dir)
-				if err != nil {
-					t.Error(err)
-				}
-				locked <- unlock
+				var err error
+				unlock, err = fsys.Lock(wait, dir)
+				locked <- err
 			}()
 			select {
 			case <-locked:
@@ -409,7 +411,7 @@ func TestTheDirectoryIsTheOneAtTheEndOfTheWait(t *testing.T) {
 				}
 			}
 			unlockFirst()
-			unlock := <-locked
+			must(t, <-locked)
 			must(t, durable.WriteNew(fsys, filepath.Join(dir, "second"), nil, 0o600))
 			unlock()
 			if _, err := os.Stat(filepath.Join(dir, "second")); err != nil {
