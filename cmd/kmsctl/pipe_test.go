@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"teekms/cmd/kmsctl/internal/kmstest"
+	"teekms/internal/attest/simtd"
 )
 
 // started is a process that reads a pipe.
@@ -114,5 +117,30 @@ func TestPipesAreTaken(t *testing.T) {
 	cmd.ExtraFiles = []*os.File{r}
 	if err := cmd.Run(); err != nil || !strings.Contains(out.String(), "the passphrase is another one than before") {
 		t.Errorf("kmsctl seal rotate --old-passphrase-file /dev/fd/3 = %v, %s, want another passphrase", err, out)
+	}
+}
+
+// The pipes are in a directory that a flag names, so that one signal does not do.
+func TestASecondSignalEndsTheProcess(t *testing.T) {
+	k := kmstest.New(t, simtd.Config{})
+	dir := t.TempDir()
+	entries, err := os.ReadDir(filepath.Join(k.TDDir, "collateral"))
+	check(t, err)
+	for _, e := range entries {
+		check(t, unix.Mkfifo(filepath.Join(dir, e.Name()), 0o600))
+	}
+	p := waiting(t, "verify", "--dir", k.Dir, "--trust-root", k.TD.RootPath(), "--collateral", dir)
+	ended := make(chan int, 1)
+	go func() { ended <- p.end(t) }()
+	for {
+		_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		select {
+		case code := <-ended:
+			if code != -1 {
+				t.Errorf("kmsctl verify = %d, %q, want that a signal ended it", code, p.out.String())
+			}
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
 }
