@@ -62,10 +62,15 @@ func (t *Tries) Allow(peer string, now time.Time) bool {
 // Wrong notes that a try is wrong. What it returns takes that back: a try that
 // takes long is noted before it is known to be right.
 func (t *Tries) Wrong(peer string, now time.Time) (right func()) {
-	w := &t.wrong[t.next]
-	t.next = (t.next + 1) % len(t.wrong)
-	*w = try{at: now, peer: peerOf(peer)}
-	return func() { *w = try{} }
+	place := t.next
+	t.next = (place + 1) % len(t.wrong)
+	t.wrong[place] = try{at: now, peer: peerOf(peer)}
+	return func() {
+		t.wrong[place] = try{}
+		if (place+1)%len(t.wrong) == t.next { // else those who are right would push out the wrong
+			t.next = place
+		}
+	}
 }
 
 // ipv6Peer is the length of the prefix that one host may have to itself.

@@ -124,6 +124,50 @@ func TestPeersAreRemembered(t *testing.T) {
 	})
 }
 
+// TestRightTriesPushNothingOut has somebody be right a thousand times, in tries that
+// take long, beside one who guesses: every guess is remembered.
+func TestRightTriesPushNothingOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var tries rpc.Tries
+		const hostile, other = "192.0.2.1:1", "198.51.100.7:1"
+		rightly := func() {
+			for range 1000 {
+				if !tries.Allow(other, time.Now()) {
+					t.Fatal("who is right is not looked at")
+				}
+				tries.Wrong(other, time.Now())()
+			}
+		}
+		for range 2 {
+			guess(&tries, hostile)
+			rightly()
+		}
+		right := tries.Wrong(other, time.Now())
+		if tries.Allow(hostile, time.Now()) {
+			t.Error("a fourth try of this second is looked at, want three with the one under way")
+		}
+		right()
+		for i, want := range []bool{true, false} {
+			if got := guess(&tries, hostile); got != want {
+				t.Errorf("guess %d of this second is looked at: %t, want %t", 3+i, got, want)
+			}
+		}
+		time.Sleep(time.Second)
+		for i, want := range []bool{true, true, false} {
+			rightly()
+			if got := guess(&tries, hostile); got != want {
+				t.Errorf("guess %d of who has guessed three times is looked at: %t, want %t", i, got, want)
+			}
+		}
+		right = tries.Wrong(other, time.Now())
+		tries.Wrong(hostile, time.Now())
+		right() // not the last one any more
+		if tries.Allow(other, time.Now()) {
+			t.Error("a fourth try is looked at, want three wrong ones counted")
+		}
+	})
+}
+
 // TestPeers compares addresses.
 func TestPeers(t *testing.T) {
 	tests := []struct {
