@@ -232,7 +232,7 @@ func TestDeadline(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "deadline exceeded") {
 		t.Errorf("Collateral() = %v, want a deadline exceeded", err)
 	}
-	if took := time.Since(start); took > 20*time.Second {
+	if took := time.Since(start); took > 8*time.Second { // a fetch may take ten where nothing else ends it
 		t.Errorf("Collateral() took %v after its deadline", took)
 	}
 	if asked.Load() == 0 {
