@@ -382,8 +382,9 @@ func TestTheDirectoryIsTheOneAtTheEndOfTheWait(t *testing.T) {
 		"this one":        func(_ string, fsys *durable.Within) durable.FS { return fsys },
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "dir")
-			must(t, os.Mkdir(dir, 0o700))
+			base := t.TempDir()
+			dir, was, is := filepath.Join(base, "dir"), filepath.Join(base, "was"), filepath.Join(base, "is")
+			must(t, os.Mkdir(was, 0o700), os.Mkdir(is, 0o700), os.Symlink("was", dir), os.Symlink("is", dir+".new"))
 			fsys := durable.NewWithin(dir)
 			unlockFirst, err := first(dir, fsys).Lock(t.Context(), dir)
 			must(t, err)
@@ -402,11 +403,11 @@ func TestTheDirectoryIsTheOneAtTheEndOfTheWait(t *testing.T) {
 				t.Fatal("Lock of a locked directory did not wait")
 			case <-time.After(100 * time.Millisecond):
 			}
-			must(t, os.Rename(dir, dir+".old"), os.Mkdir(dir, 0o700))
+			must(t, os.Rename(dir+".new", dir))
+			time.Sleep(100 * time.Millisecond) // it is tried every 10 ms
 			if name == "this one" {
-				time.Sleep(100 * time.Millisecond)
 				must(t, durable.WriteNew(fsys, filepath.Join(dir, "first"), nil, 0o600))
-				if _, err := os.Stat(filepath.Join(dir+".old", "first")); err != nil {
+				if _, err := os.Stat(filepath.Join(was, "first")); err != nil {
 					t.Errorf("%v, want who has the lock to go on in the directory that was locked", err)
 				}
 			}
@@ -414,7 +415,7 @@ func TestTheDirectoryIsTheOneAtTheEndOfTheWait(t *testing.T) {
 			must(t, <-locked)
 			must(t, durable.WriteNew(fsys, filepath.Join(dir, "second"), nil, 0o600))
 			unlock()
-			if _, err := os.Stat(filepath.Join(dir, "second")); err != nil {
+			if _, err := os.Stat(filepath.Join(is, "second")); err != nil {
 				t.Errorf("%v, want the file in the directory that has the name", err)
 			}
 		})
