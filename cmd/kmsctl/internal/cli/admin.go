@@ -48,7 +48,7 @@ func (f *adminFlags) register(cmd *cobra.Command) {
 	fs := cmd.PersistentFlags()
 	fs.SortFlags = false
 	fs.StringVar(&f.url, "admin", "", "`URL` of the admin listener (default: $KMSCTL_ADMIN)")
-	fs.StringVar(&f.tokenFile, "admin-token-file", "", "`file` with the admin token, - for standard input (default: $KMSCTL_ADMIN_TOKEN)")
+	fs.StringVar(&f.tokenFile, "admin-token-file", "", "`file` with the admin token, - for standard input (without it, the token itself is taken from $KMSCTL_ADMIN_TOKEN)")
 	fs.StringVar(&f.caCert, "ca-cert", "", "`file` of the root CA certificate that identifies the KMS (default: the system's authorities)")
 	fs.BoolVar(&f.insecurePlaintext, "insecure-plaintext", false, "send the token over plain HTTP to another machine")
 	fs.DurationVar(&f.timeout, "timeout", 30*time.Second, "give up a call after this `duration`")
