@@ -30,6 +30,12 @@ type person struct {
 // atTerminal starts a verb with a terminal of its own, as a shell does.
 func (v *victim) atTerminal(t *testing.T, args ...string) *person {
 	t.Helper()
+	return sit(t, child(t.Context(), "kmsctl", append([]string{"seal", args[0], "--config", v.config}, args[1:]...)...))
+}
+
+// sit starts a command with a terminal of its own.
+func sit(t *testing.T, cmd *exec.Cmd) *person {
+	t.Helper()
 	operator, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	check(t, err)
 	t.Cleanup(func() { _ = operator.Close() })
@@ -38,8 +44,7 @@ func (v *victim) atTerminal(t *testing.T, args ...string) *person {
 	check(t, err)
 	tty, err := os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
 	check(t, err)
-	p := &person{operator: operator, gone: make(chan struct{})}
-	p.cmd = child(t.Context(), "kmsctl", append([]string{"seal", args[0], "--config", v.config}, args[1:]...)...)
+	p := &person{operator: operator, cmd: cmd, gone: make(chan struct{})}
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = tty, tty, tty
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	check(t, p.cmd.Start())
@@ -176,5 +181,23 @@ func TestHangupAndQuitAtTheQuestion(t *testing.T) {
 		if state, err := unix.IoctlGetTermios(int(p.operator.Fd()), unix.TCGETS); err != nil || state.Lflag&unix.ECHO == 0 {
 			t.Errorf("%s: the echo is off (%v)", tt.name, err)
 		}
+	}
+}
+
+// Who starts it in the background is asked, once, when it is in the foreground.
+func TestAsksInTheForeground(t *testing.T) {
+	v := newVictim(t)
+	v.config = filepath.Join(filepath.Dir(v.config), "prompt.toml")
+	check(t, os.WriteFile(v.config, fmt.Appendf(nil, "[core]\ncert_dir = %q\n[core.seal.passphrase]\nprompt = true\nwork_factor = 10\n", v.dir), 0o600))
+	const ask = "Passphrase of the key directory: "
+	cmd := child(t.Context(), "kmsctl", "seal", "add", "--config", v.config)
+	const script = `set -m; "$0" "$@" & until jobs | grep -q Stopped; do sleep 0.05; done; fg >/dev/null`
+	cmd.Path, cmd.Args = "/bin/bash", append([]string{"bash", "-c", script}, cmd.Args...)
+	p := sit(t, cmd)
+	p.answer(t, ask, "canary\n")
+	p.answer(t, "The same passphrase again: ", "canary\n")
+	code, shown := p.end(t)
+	if code != 0 || strings.Count(shown, ask) != 1 {
+		t.Errorf("kmsctl seal add = %d, %q, want one question", code, shown)
 	}
 }

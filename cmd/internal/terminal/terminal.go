@@ -68,6 +68,9 @@ var errAgain = errors.New("the process was stopped meanwhile")
 // echo off: it becomes a SIGTERM when the terminal is as it was. That must end ctx
 // or the process.
 func (q Question) Ask(ctx context.Context) (line []byte, err error) {
+	if err := foreground(q.TTY); err != nil {
+		return nil, fmt.Errorf("waiting for the terminal: %w", err)
+	}
 	before, err := state(q.TTY)
 	if err != nil {
 		return nil, fmt.Errorf("reading the state of the terminal: %w", err)
@@ -152,6 +155,14 @@ func hidden(before *unix.Termios) *unix.Termios {
 	// on when the process goes on.
 	quiet.Cc[unix.VSUSP] = 0
 	return &quiet
+}
+
+// foreground has a process in the background stopped until it is in the foreground, as
+// changing the terminal would. Before that its state is not that of this process:
+// a shell in front reads its commands with the echo off. Throwing away what was
+// typed is the least that stops it.
+func foreground(f *os.File) error {
+	return control(f, func(fd int) error { return unix.IoctlSetInt(fd, unix.TCFLSH, unix.TCIFLUSH) })
 }
 
 func state(f *os.File) (s *unix.Termios, err error) {
