@@ -520,6 +520,11 @@ func TestTooManyRecipientsForAHeader(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "is over the 65536 that one may have: fewer escrow recipients") {
 		t.Errorf("Seal(32 post-quantum recipients) = %v, want the bound of the header", err)
 	}
+	many, _ := installPlugin(t, "tkmany")
+	_, err = newSet(t, tpm(), escrow(t, many)).Seal(t.Context(), plain())
+	if want := "sealing root-ca.key: its header of 65 stanzas is over the 64 that one may have: fewer escrow recipients"; err == nil || err.Error() != want {
+		t.Errorf("Seal(a recipient of 62 stanzas) = %v, want %q", err, want)
+	}
 	set := newSet(t, tpm(), escrow(t, to[:14]...))
 	got, err := set.Open(t.Context(), sealed(t, set))
 	wantPlain(t, got, err)

@@ -2,6 +2,7 @@ package seal
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,7 +109,7 @@ func converse(from io.Reader, to io.Writer, recipient string, fileKey []byte) (s
 			}
 			labelled, labels = true, s.Args
 		case "error":
-			return nil, nil, errors.New(string(s.Body))
+			return nil, nil, errors.New(cmp.Or(string(s.Body), "it gave no reason"))
 		case "done":
 			if len(stanzas) == 0 || len(stanzas) > maxStanzas {
 				return nil, nil, fmt.Errorf("it returned %d stanzas, not 1 to %d", len(stanzas), maxStanzas)

@@ -37,6 +37,7 @@ func TestWhatAPluginSays(t *testing.T) {
 			"fail fail fail fail unsupported ok", "tk [a b] 010203 []",
 		},
 		{"an error", "-> error internal\nbm8\n", "", "no"},
+		{"an error without a word", "-> error internal\n\n", "", "it gave no reason"},
 		{"nothing", "", "", ended},
 		{"half a line", "-> done", "", ended},
 		{"no body", "-> done\n", "", ended},

@@ -256,5 +256,8 @@ func (g *sealing) stanzas(ctx context.Context, name string, fileKey []byte) ([]*
 		}
 		own = append(own, st)
 	}
-	return slices.Concat(out, own, theirs), labels, nil
+	if out = slices.Concat(out, own, theirs); len(out) > maxStanzas {
+		return nil, nil, fmt.Errorf("its header of %d stanzas is over the %d that one may have: fewer escrow recipients", len(out), maxStanzas)
+	}
+	return out, labels, nil
 }
