@@ -265,9 +265,10 @@ func (f *sealFlags) change(cmd *cobra.Command, env Environment, verb func(contex
 	return errors.Join(failed, err)
 }
 
-// undisturbed says so where a signal is the reason for err.
+// undisturbed says so where a signal is the reason for err. One that came while
+// something else failed is not: that may have changed something.
 func undisturbed(cmd *cobra.Command, err error) error {
-	if cmd.Context().Err() != nil {
+	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
 		return errors.New("interrupted; nothing was changed")
 	}
 	return err

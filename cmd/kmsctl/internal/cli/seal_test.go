@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -286,5 +287,16 @@ func TestSealThatCannotBeShownWasDone(t *testing.T) {
 	}
 	if code, _, stderr := run(t.Context(), "seal", "status", "--config", config); code != status.OK {
 		t.Errorf("kmsctl seal status = %d, %q, want that the keys are sealed", code, stderr)
+	}
+}
+
+// What fails for another reason than the interrupt does not say that nothing was
+// changed.
+func TestSealInterruptHidesNoReason(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	code, _, stderr := run(ctx, "seal", "rotate", "--max-work-factor", "23")
+	if want := "--max-work-factor is 23, and must be from 10 to 22"; code != 2 || !strings.Contains(stderr, want) {
+		t.Errorf("kmsctl seal rotate, interrupted = %d, %q, want 2 and %q", code, stderr, want)
 	}
 }
