@@ -191,7 +191,7 @@ func TestAsksInTheForeground(t *testing.T) {
 	check(t, os.WriteFile(v.config, fmt.Appendf(nil, "[core]\ncert_dir = %q\n[core.seal.passphrase]\nprompt = true\nwork_factor = 10\n", v.dir), 0o600))
 	const ask = "Passphrase of the key directory: "
 	cmd := child(t.Context(), "kmsctl", "seal", "add", "--config", v.config)
-	const script = `set -m; "$0" "$@" & until jobs | grep -q Stopped; do sleep 0.05; done; fg >/dev/null`
+	const script = `export LC_ALL=C; set -m; "$0" "$@" & until jobs | grep -q Stopped; do sleep 0.05; done; fg >/dev/null`
 	cmd.Path, cmd.Args = "/bin/bash", append([]string{"bash", "-c", script}, cmd.Args...)
 	p := sit(t, cmd)
 	p.answer(t, ask, "canary\n")
