@@ -272,6 +272,9 @@ func wayOut(err error) error {
 	if hint := remedy(err); hint != "" {
 		return fmt.Errorf("%w: %s", err, hint)
 	}
+	if _, ok := errors.AsType[*seal.OpenError](err); ok {
+		return fmt.Errorf("%w; kmsctl seal status tells what would open it", err)
+	}
 	return err
 }
 

@@ -233,7 +233,7 @@ func TestRefusalsChangeNothing(t *testing.T) {
 			remove(seal.KindEscrow),
 			"sealed to tpm too, which core.seal does not configure",
 		},
-		{"another passphrase", kinds(seal.KindPassphrase), []seal.Seal{passphrase("another"), w.escrow(t)}, add(), "cannot open root-ca.key: passphrase: wrong passphrase"},
+		{"another passphrase", kinds(seal.KindPassphrase), []seal.Seal{passphrase("another"), w.escrow(t)}, add(), "cannot open root-ca.key: passphrase: wrong passphrase, or the file is damaged; kmsctl seal status tells what would open it"},
 		{"a seal that stays and is not there", kinds(seal.KindTPM, seal.KindPassphrase), []seal.Seal{gone, pass, w.escrow(t)}, add(), "sealing to tpm: "},
 		{"a TPM that is not there when all is rotated", kinds(seal.KindPassphrase), []seal.Seal{gone, pass}, rotate, "sealing to tpm: "},
 	}
